@@ -1,0 +1,105 @@
+"""What a stage is, and all that its work may see.
+
+A stage's work is a function from local input directories and a frozen configuration to files
+in an empty output directory, plus facts. It knows neither the store nor the command line;
+``stage.py`` runs it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from tunemill.progress import Progress
+
+Facts = dict[str, Any]
+"""JSON-able findings of a stage, kept in the artifact's provenance and shown to later stages."""
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's configuration: frozen, typed, unknown keys refused.
+
+    A field declared with ``json_schema_extra={"identity": False}`` changes how a stage runs
+    (threads, devices) but not its result, and so is left out of the action key.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input artifact, pulled and verified."""
+
+    reference: str
+    """``name@sha256:<hex>`` of the manifest."""
+    content: str
+    """sha256 over the artifact's files alone: equal bytes, equal content."""
+    kind: str
+    path: Path
+    """Directory of the artifact's files; read-only."""
+    facts: Mapping[str, Any]
+    """What the stage that made it found out."""
+
+
+class Checkpoints(Protocol):
+    """Saved states of one action: each is visible whole or not at all."""
+
+    def latest(self, destination: Path) -> int | None:
+        """Put the newest saved state into ``destination`` and return its step, or None."""
+
+    def save(self, directory: Path, step: int) -> None:
+        """Publish the files of ``directory`` as the state after ``step`` steps."""
+
+
+@dataclass(frozen=True)
+class Work(Generic[ConfigT]):
+    """Everything a stage's work is given."""
+
+    config: ConfigT
+    inputs: Mapping[str, Input]
+    output: Path
+    """Empty directory; what is in it when the work returns is published."""
+    scratch: Path
+    """Private directory that survives a kill: the same action gets the same one again."""
+    progress: Progress
+    checkpoints: Checkpoints
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set on SIGTERM or Ctrl-C; a stage with ``stops_itself`` saves and raises ``Stopped``."""
+
+
+@dataclass(frozen=True)
+class Stage(Generic[ConfigT]):
+    """The declaration of one stage. Functions are named as ``module:function`` so that a
+    command's ``--help`` imports none of them.
+    """
+
+    name: str
+    summary: str
+    config: type[ConfigT]
+    inputs: Mapping[str, str]
+    """Role to default reference, a template over the resolved recipe: ``{run}/adapter``."""
+    output: str
+    """Name of the output artifact, a template as above."""
+    kind: str
+    work: str
+    """``module:function`` of ``(Work) -> Facts``."""
+    check: str | None = None
+    """``module:function`` of ``(config) -> None``, run before any input is pulled."""
+    binds_host: bool = False
+    """The output is trusted only on the host class that made it."""
+    stops_itself: bool = False
+    """The work watches ``Work.stop`` and saves its state before it ends."""
+
+    def load(self, name: str) -> Any:
+        """Import and return the function named by ``module:function``."""
+        module, function = name.split(":")
+        return getattr(import_module(module), function)
