@@ -54,7 +54,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             yield target
             target.flush()
             os.fsync(target.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes 0600; artifacts are for the group to read
+        Path(temporary).chmod(0o644)  # mkstemp makes 0600; artifacts are for the group to read
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -48,11 +48,12 @@ class Task:
         """``train 12/40 steps, 3.1/s, 9 s left, loss 1.23`` without a newline."""
         elapsed = max(time.monotonic() - self.started, 1e-9)
         rate = self.done / elapsed
+        bare = "B" if self.unit == "B" else ""  # bytes keep their unit, counts name it once
         parts = [f"{self.name} {_count(self.done, self.unit)}"]
         if self.total:
-            parts[0] = f"{self.name} {_count(self.done, '')}/{_count(self.total, self.unit)}"
+            parts[0] = f"{self.name} {_count(self.done, bare)}/{_count(self.total, self.unit)}"
         if self.done:
-            parts.append(f"{_count(rate, '' if self.unit != 'B' else 'B')}/s")
+            parts.append(f"{_count(rate, bare)}/s")
             if self.total and self.done < self.total:
                 parts.append(f"{(self.total - self.done) / rate:.0f} s left")
         if self.note:

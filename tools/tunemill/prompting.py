@@ -76,7 +76,8 @@ class Prompting:
         from jinja2.exceptions import TemplateError
 
         try:
-            return _compile(self.chat_template).render(
+            template = _compile(self.chat_template)
+            text: str = template.render(
                 messages=[dict(message) for message in messages],
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
@@ -84,6 +85,7 @@ class Prompting:
                 tools=None,
                 documents=None,
             )
+            return text
         except (TemplateError, TypeError, ValueError, OverflowError) as error:
             raise BadDataError(f"the chat template cannot render this conversation: {error}") from error
 

@@ -1,0 +1,46 @@
+"""Progress is a bar on a terminal and log lines elsewhere, never anything on stdout."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from tunemill import progress
+from tunemill.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_one_line_redrawn() -> None:
+    terminal = Terminal()
+    with Progress(terminal).task("push", total=4_000_000, unit="B") as task:
+        task.advance(4_000_000)
+    assert terminal.getvalue().startswith("\r")
+    assert terminal.getvalue().count("\n") == 1
+    assert "push 4 MB/4 MB" in terminal.getvalue()
+
+
+def test_a_pipe_gets_log_lines_now_and_then(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 4))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    pipe = io.StringIO()
+    with caplog.at_level(logging.INFO), Progress(pipe).task("train", total=100, unit="steps") as task:
+        for _ in range(100):
+            task.advance(1, note="loss 1.5")
+    assert pipe.getvalue() == ""
+    assert 2 < len(caplog.messages) < 101
+    assert "loss 1.5" in caplog.messages[-1]
+    assert caplog.messages[-1].startswith("train 100/100 steps")
+
+
+def test_short_tasks_leave_no_line_in_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), Progress(io.StringIO()).task("hash") as task:
+        task.advance()
+    assert caplog.messages == []
