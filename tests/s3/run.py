@@ -55,9 +55,7 @@ def install() -> None:
         return
     say("installing Ceph RGW from Debian packages; once, takes a minute or more")
     if subprocess.run([SERVER, "install"], stdout=sys.stderr, check=False).returncode:
-        raise NoServer(
-            "Ceph RGW could not be installed; without it, point TUNEMILL_TEST_S3 at another server"
-        )
+        raise NoServer("Ceph RGW could not be installed")
 
 
 @contextmanager
