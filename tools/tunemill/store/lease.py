@@ -1,0 +1,102 @@
+"""Leases and collections: how a publish and a garbage collection keep out of each other's way.
+
+A publisher first writes a lease naming every digest it relies on, then looks which collections are
+announced, and only then trusts a blob that is already there. A collector first announces the digests it
+is about to delete, waits, and then reads all references and leases again before it deletes what is still
+unnamed. Whichever came first, one sees the other: a lease written before the second reading saves
+its blobs, and one written after it finds the announcement. Ages are counted by the server's clock.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tunemill.errors import BadDataError, DeniedError, TransientError
+from tunemill.progress import Progress
+from tunemill.store import keys
+from tunemill.store.backend import Backend
+
+LEASE_LIFE = timedelta(days=7)  # an older lease protects nothing; the longest publish has to fit
+LEASE_MARGIN = timedelta(hours=1)  # a publish stops committing this long before its lease ends
+COLLECTION_LIFE = timedelta(hours=1)  # a collector deletes nothing later than this after announcing
+LARGEST_LEASE = 1 << 20  # bytes
+POLL_SECONDS = 0.5
+
+
+class Digests(BaseModel):
+    """The content of a lease or a collection: sha256 digests as 64 hex digits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    digests: list[str] = Field(max_length=15_000)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A lease or collection as found in the store."""
+
+    identifier: str
+    digests: frozenset[str]
+    """Hex digests."""
+    written: datetime
+    """By the server's clock."""
+
+
+def write_lease(backend: Backend, digests: Iterable[str]) -> Claim:
+    """Record that a publish relies on these hex digests."""
+    return _write(backend, keys.lease, digests)
+
+
+def drop_lease(backend: Backend, lease: Claim) -> None:
+    """Remove a lease; one that may not be removed simply grows old."""
+    raise NotImplementedError
+
+
+def leases(backend: Backend) -> Iterator[Claim]:
+    """Yield every lease younger than ``LEASE_LIFE``."""
+    return _claims(backend, keys.LEASES, LEASE_LIFE)
+
+
+def announce(backend: Backend, digests: Iterable[str]) -> Claim:
+    """Record, before waiting and marking again, which hex digests a collection is about to delete.
+
+    The caller may delete them until ``COLLECTION_LIFE`` after ``written`` and calls ``withdraw`` then.
+    """
+    return _write(backend, keys.collection, digests)
+
+
+def withdraw(backend: Backend, collection: Claim) -> None:
+    """Remove the announcement of a collection that has ended."""
+    backend.delete(keys.collection(collection.identifier))
+
+
+def collections(backend: Backend) -> Iterator[Claim]:
+    """Yield every announced collection younger than ``COLLECTION_LIFE``."""
+    return _claims(backend, keys.COLLECTIONS, COLLECTION_LIFE)
+
+
+def wait_for_collections(backend: Backend, digests: Iterable[str], progress: Progress) -> None:
+    """Return when no announced collection may delete any of these digests any more."""
+    raise NotImplementedError
+
+
+def check_lease(backend: Backend, lease: Claim) -> None:
+    """Make sure before a commit that the lease still protects what it names.
+
+    Raises:
+        TransientError: the publish took longer than a lease lives.
+    """
+    raise NotImplementedError
+
+
+def _write(backend: Backend, key: object, digests: Iterable[str]) -> Claim:
+    raise NotImplementedError
+
+
+def _claims(backend: Backend, prefix: str, life: timedelta) -> Iterator[Claim]:
+    raise NotImplementedError
