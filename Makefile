@@ -20,6 +20,7 @@ RECIPE := --model $(MODEL) --task $(TASK) --run $(RUN) --store $(STORE) \
 	$(if $(METHOD),--set method=$(METHOD)) $(foreach pair,$(SET),--set '$(pair)')
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # stages read what the one before them published
 .PHONY: help demo pipeline fetch prepare train merge convert quantize infer evaluate pull \
 	install doctor test test-s3 lint format bench bench-gpu clean
 
