@@ -18,6 +18,26 @@ from dataclasses import dataclass
 from datetime import datetime
 
 LARGEST_SMALL_OBJECT = 1 << 20  # bytes; references, leases and manifests are read whole
+MEMORY = 128 << 20  # bytes of parts in flight at once; half of what a transfer may use in all
+MOST_PARTS = 10_000  # S3's limit for one upload
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How large objects are cut up and how many pieces travel at once."""
+
+    part: int = 16 << 20
+    """Bytes; an object up to this size is sent by one request. At least 5 MiB for S3."""
+    workers: int = 4
+    """Four keep a loopback RGW busy on two cores; more gained nothing there."""
+
+    def part_size(self, size: int) -> int:
+        """Return the part size for an object of ``size`` bytes: grown so that 10,000 parts suffice."""
+        return max(self.part, -(-size // MOST_PARTS))
+
+    def workers_for(self, size: int) -> int:
+        """Return how many parts of such an object fit into ``MEMORY`` at once, at least one."""
+        return max(1, min(self.workers, MEMORY // self.part_size(size)))
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,7 @@ class Upload(ABC):
     """
 
     @abstractmethod
-    def holds(self, number: int, size: int, sha256: bytes) -> bool:
+    def holds(self, number: int, data: bytes, sha256: bytes) -> bool:
         """Say whether part ``number`` (from 1) is already there with exactly these bytes.
 
         True only when the backend has compared the content, so a part that was cut off is sent again.

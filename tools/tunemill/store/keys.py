@@ -1,12 +1,12 @@
 """Where things lie in a store. The one place that knows the layout; see ``docs/store.md``.
 
-    blobs/sha256/<hex>              one file's bytes, immutable
-    manifests/sha256/<hex>          an OCI manifest, immutable
-    attestations/<manifest>/<hex>   a statement or signature over a manifest
-    tags/<name>/<tag>               create-only reference
-    branches/<name>/<inverted seq>  create-only reference; the first key listed is the newest
-    leases/<uuid>                   a publish in progress: digests it relies on
-    collections/<uuid>              a collection in progress: digests it is about to delete
+blobs/sha256/<hex>              one file's bytes, immutable
+manifests/sha256/<hex>          an OCI manifest, immutable
+attestations/<manifest>/<hex>   a statement or signature over a manifest
+tags/<name>/<tag>               create-only reference
+branches/<name>/<inverted seq>  create-only reference; the first key listed is the newest
+leases/<uuid>                   a publish in progress: digests it relies on
+collections/<uuid>              a collection in progress: digests it is about to delete
 """
 
 from __future__ import annotations

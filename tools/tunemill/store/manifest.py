@@ -130,9 +130,7 @@ class Manifest(BaseModel):
     @property
     def files(self) -> tuple[File, ...]:
         """The artifact's files; the provenance is none of them."""
-        return tuple(
-            File(layer.annotations[FILE_PATH], layer.hex, layer.size) for layer in self.layers[:-1]
-        )
+        return tuple(File(layer.annotations[FILE_PATH], layer.hex, layer.size) for layer in self.layers[:-1])
 
     @property
     def provenance(self) -> Descriptor:
@@ -257,7 +255,9 @@ def _check_types(manifest: Manifest) -> None:
         raise BadDataError(f"manifest's last layer is {manifest.provenance.media_type}, not {STATEMENT_TYPE}")
     for layer in manifest.layers[:-1]:
         if layer.media_type not in known:
-            raise BadDataError(f"manifest has a layer of type {layer.media_type}, not one of ModelPack's raw ones")
+            raise BadDataError(
+                f"manifest has a layer of type {layer.media_type}, not one of ModelPack's raw ones"
+            )
     if manifest.annotations.content != content_digest(manifest.annotations.kind, manifest.files):
         raise IntegrityError("manifest's content digest does not fit its files")
 

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tunemill.errors import BadDataError, ConfigurationError, TransientError
+from tunemill.errors import BadDataError, ConfigurationError, IntegrityError, TransientError
 from tunemill.store import keys
 from tunemill.store.backend import Backend
 
@@ -56,7 +56,9 @@ class Revision:
 
 def new_reference(digest: str, size: int, sequence: int = 0, previous: str | None = None) -> Reference:
     """Return a reference with a write id of its own."""
-    return Reference(digest=digest, size=size, sequence=sequence, previous=previous, write_id=uuid.uuid4().hex)
+    return Reference(
+        digest=digest, size=size, sequence=sequence, previous=previous, write_id=uuid.uuid4().hex
+    )
 
 
 def read_reference(backend: Backend, key: str) -> Reference | None:
@@ -71,7 +73,34 @@ def read_reference(backend: Backend, key: str) -> Reference | None:
     try:
         return Reference.model_validate_json(data)
     except ValidationError as error:
-        raise BadDataError(f"reference {key} in {backend.url} is malformed: {error.errors()[0]['msg']}") from error
+        raise BadDataError(
+            f"reference {key} in {backend.url} is malformed: {error.errors()[0]['msg']}"
+        ) from error
+
+
+def ensure(backend: Backend, key: str, data: bytes) -> None:
+    """Create a small object whose key can hold nothing but these bytes, or find it there.
+
+    Raises:
+        TransientError: the outcome stayed unknown.
+        IntegrityError: the key holds something of another size.
+    """
+    lost: TransientError | None = None
+    for _ in range(ATTEMPTS):
+        try:
+            if backend.put_if_absent(key, data):
+                return
+            lost = None
+        except TransientError as error:
+            lost = error
+        entry = backend.head(key)
+        if entry is not None and entry.size != len(data):
+            raise IntegrityError(
+                f"{backend.url}/{key} has {entry.size} bytes instead of {len(data)}: the store is damaged"
+            )
+        if entry is not None:
+            return
+    raise lost or _contradiction(backend, key)
 
 
 def create_reference(backend: Backend, key: str, reference: Reference) -> Reference:
@@ -93,9 +122,11 @@ def create_reference(backend: Backend, key: str, reference: Reference) -> Refere
         found = read_reference(backend, key)
         if found is not None:
             return found
-    if lost is not None:
-        raise lost
-    raise ConfigurationError(
+    raise lost or _contradiction(backend, key)
+
+
+def _contradiction(backend: Backend, key: str) -> ConfigurationError:
+    return ConfigurationError(
         f"{backend.url} refuses to create {key} although it does not exist: run 'tunemill store doctor'"
     )
 
