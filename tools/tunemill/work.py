@@ -94,6 +94,9 @@ class Stage(Generic[ConfigT]):
     """``module:function`` of ``(Work) -> Facts``."""
     check: str | None = None
     """``module:function`` of ``(config) -> None``, run before any input is pulled."""
+    reads: str | None = None
+    """``module:function`` of ``(config) -> Mapping[str, str]``: digests of what the work reads
+    that is no artifact (local files, this Python's library); part of the action key."""
     binds_host: bool = False
     """The output is trusted only on the host class that made it."""
     stops_itself: bool = False

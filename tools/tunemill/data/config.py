@@ -1,0 +1,121 @@
+"""What fetch and prepare may be told, and what they take and give.
+
+Light on purpose: the command line imports it for ``--help``. Keys are spelled as in the Hub,
+in transformers' ``LlamaConfig`` and in TRL, and mean the same in every stage that has them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from tunemill.work import Stage, StageConfig
+
+MADE = "made"
+"""``model_name_or_path`` of the model that is built and pretrained here."""
+
+STDLIB = "stdlib"
+"""``dataset_name`` of the demo's docstrings."""
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class FetchConfig(StageConfig):
+    """Where base weights come from; the keys from ``vocab_size`` on are for ``made`` alone."""
+
+    model_name_or_path: str = Field(
+        min_length=1, description="Hub id, local directory, or 'made' for the tiny model trained here"
+    )
+    model_revision: str | None = Field(
+        None, description="Commit on the Hub, 40 hex digits, so that the same bytes come again"
+    )
+    chat_template: str | None = Field(
+        None, description="Jinja source of the chat template, in place of the model's own"
+    )
+    license: str | None = Field(None, description="Licence of the weights, kept in the provenance")
+    seed: int = Field(42, ge=0, description="Seed of everything random")
+    vocab_size: Positive = Field(4096, description="Tokens in the made model's vocabulary")
+    hidden_size: Positive = Field(256, description="Width of the made model")
+    intermediate_size: Positive = Field(768, description="Width of the made model's feed-forward layers")
+    num_hidden_layers: Positive = Field(4, description="Layers of the made model")
+    num_attention_heads: Positive = Field(4, description="Attention heads of the made model")
+    num_key_value_heads: Positive = Field(4, description="Key and value heads of the made model")
+    max_position_embeddings: Positive = Field(512, description="Context of the made model, in tokens")
+    tie_word_embeddings: bool = Field(False, description="Share the made model's input and output embeddings")
+    pretrain_epochs: float = Field(3.0, ge=0, description="Passes over the docstrings in pretraining")
+    pretrain_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of pretraining")
+    pretrain_max_length: Positive = Field(256, description="Tokens in one pretraining sequence")
+    pretrain_batch_size: Positive = Field(16, description="Sequences in one pretraining step")
+
+
+class PrepareConfig(StageConfig):
+    """Where examples come from, how they become prompts, and how they are split."""
+
+    dataset_name: str = Field(
+        min_length=1, description="'stdlib', a file, glob or directory here, or a dataset's id on the Hub"
+    )
+    dataset_config: str | None = Field(None, description="Configuration (subset) of a Hub dataset")
+    dataset_revision: str | None = Field(None, description="Commit of a Hub dataset, 40 hex digits")
+    dataset_train_split: str = Field("train", description="Split that the training rows come from")
+    dataset_test_split: str | None = Field(None, description="Split given as the test set; else one is cut")
+    dataset_license: str | None = Field(None, description="Licence of the data, for the data card")
+    dataset_source: str | None = Field(None, description="Where the data came from, for the data card")
+    test_files: tuple[str, ...] = Field((), description="Files or globs given as the test set")
+    text_column: str | None = Field(None, description="Column of the text to work on; recognised if not given")
+    label_column: str | None = Field(None, description="Column of the gold label; recognised if not given")
+    completion_column: str | None = Field(
+        None, description="Column of the free answer, for tasks that have no labels"
+    )
+    id_column: str | None = Field(None, description="Column of the row's identifier; 'id' if there is one")
+    system_prompt: str | None = Field(None, description="System message of every prompt")
+    prompt: str | None = Field(
+        None,
+        description="User message: {column} is that column's value, {labels} the labels; {{ and }} are braces",
+    )
+    labels: tuple[str, ...] | dict[str, str] | None = Field(
+        None, description="Names of the labels, or a mapping of code to name; found in the data if not given"
+    )
+    max_length: Positive = Field(1024, description="Most tokens of prompt and completion together")
+    test_size: Share = Field(0.2, description="Share of the rows held out as the test set")
+    validation_size: Share = Field(0.0, description="Share of the rows held out for validation")
+    near_duplicate_threshold: float = Field(
+        0.8, gt=0, le=1, description="Jaccard similarity of word shingles from which two texts are one group"
+    )
+    seed: int = Field(42, ge=0, description="Seed of everything random")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrepareConfig:
+        if self.test_size + self.validation_size >= 1:
+            raise ValueError("test_size and validation_size leave nothing to train on")
+        if self.test_files and self.dataset_test_split:
+            raise ValueError("test_files and dataset_test_split both name the test set: keep one")
+        if self.label_column and self.completion_column:
+            raise ValueError("label_column and completion_column exclude each other: keep one")
+        return self
+
+
+FETCH = Stage(
+    name="fetch",
+    summary="Get base weights from the Hub or a directory, or make the tiny model",
+    config=FetchConfig,
+    inputs={},
+    output="base/{model}",
+    kind="base",
+    work="tunemill.data.fetch:fetch",
+    check="tunemill.data.fetch:check",
+    reads="tunemill.data.fetch:reads",
+)
+
+PREPARE = Stage(
+    name="prepare",
+    summary="Turn a dataset into prompts, split it, and write its data card",
+    config=PrepareConfig,
+    inputs={"base": "base/{model}"},
+    output="{run}/data",
+    kind="data",
+    work="tunemill.data.prepare:prepare",
+    check="tunemill.data.prepare:check",
+    reads="tunemill.data.prepare:reads",
+)
