@@ -20,6 +20,7 @@ TAGS = "tags/"
 BRANCHES = "branches/"
 LEASES = "leases/"
 COLLECTIONS = "collections/"
+PROBES = "probes/"
 
 _LAST = 0xFFFFFFFFFFFFFFFF  # inverted numbers are 16 hex digits, so that they sort as text
 
