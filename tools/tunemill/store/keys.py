@@ -7,6 +7,7 @@ tags/<name>/<tag>               create-only reference
 branches/<name>/<inverted seq>  create-only reference; the first key listed is the newest
 leases/<uuid>                   a publish in progress: digests it relies on
 collections/<uuid>              a collection in progress: digests it is about to delete
+probes/<uuid>/<number>          what doctor writes, and removes again
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tunemill.store.backend import LARGEST_SMALL_OBJECT, Backend, Entry, Unfinis
 
 PIECE = 1 << 20  # bytes read at once
 TEMPORARY = ".tmp"
-TOP_LEVEL = {"blobs", "manifests", "attestations", "tags", "branches", "leases", "collections"}
+TOP_LEVEL = {"blobs", "manifests", "attestations", "tags", "branches", "leases", "collections", "probes"}
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -13,13 +13,14 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import boto3
 import botocore.exceptions as failures
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 
 from tunemill.errors import (
     ConfigurationError,
@@ -56,6 +57,7 @@ _LOGIN_FAILURES = (
     failures.SSOError,
 )
 _NETWORK_FAILURES = (
+    failures.ConnectionError,
     failures.HTTPClientError,
     failures.ResponseStreamingError,
     failures.IncompleteReadError,
@@ -70,21 +72,21 @@ class S3Backend(Backend):
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
-        self._knows_sha256 = True
+        self.knows_sha256 = True
         with self._errors("connecting"):
-            self._client = _connect()
+            self.client = _connect()
 
     def check(self) -> None:
         """See the base class."""
         with self._errors("opening"):
-            answer: Any = self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+            answer: Any = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
         if "KeyCount" not in answer and "Name" not in answer:
             raise ConfigurationError(f"{self._where} does not answer as an S3 server: check AWS_ENDPOINT_URL")
 
     def now(self) -> datetime:
         """See the base class; from the ``Date`` of a reply, to the second."""
         with self._errors("asking the time of"):
-            answer = self._client.head_bucket(Bucket=self.bucket)
+            answer = self.client.head_bucket(Bucket=self.bucket)
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         if not date:
             raise ConfigurationError(f"{self._where} sends no Date, which ages of leases are counted by")
@@ -94,7 +96,7 @@ class S3Backend(Backend):
         """See the base class."""
         with self._errors(f"creating {key} in"):
             try:
-                self._checked(self._client.put_object, data, Key=self.prefix + key, IfNoneMatch="*")
+                self._checked(self.client.put_object, data, Key=self.prefix + key, IfNoneMatch="*")
             except failures.ClientError as error:
                 if _code(error) in _TAKEN:
                     return False
@@ -105,7 +107,7 @@ class S3Backend(Backend):
         """See the base class."""
         with self._errors(f"reading {key} in"):
             try:
-                answer = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
             except failures.ClientError as error:
                 if _code(error) in _ABSENT:
                     return None
@@ -120,19 +122,19 @@ class S3Backend(Backend):
         """See the base class."""
         with self._errors(f"looking up {key} in"):
             try:
-                found = self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)
+                found = self.client.head_object(Bucket=self.bucket, Key=self.prefix + key)
             except failures.ClientError as error:
                 if _code(error) in _ABSENT:
                     return None
                 raise
-        return Entry(key, found["ContentLength"], found["LastModified"], found["ETag"])
+        return Entry(key, found["ContentLength"], found["LastModified"].astimezone(UTC), found["ETag"])
 
     def read(self, entry: Entry, offset: int, length: int) -> Iterator[bytes]:
         """See the base class."""
         if length <= 0:
             return
         with self._errors(f"reading {entry.key} in"):
-            answer = self._client.get_object(
+            answer = self.client.get_object(
                 Bucket=self.bucket,
                 Key=self.prefix + entry.key,
                 Range=f"bytes={offset}-{offset + length - 1}",
@@ -153,7 +155,7 @@ class S3Backend(Backend):
         for page in self._pages(prefix):
             for found in page.get("Contents", []):
                 key = found["Key"].removeprefix(self.prefix)
-                yield Entry(key, found["Size"], found["LastModified"], found["ETag"])
+                yield Entry(key, found["Size"], found["LastModified"].astimezone(UTC), found["ETag"])
 
     def folders(self, prefix: str) -> Iterator[str]:
         """See the base class."""
@@ -164,7 +166,7 @@ class S3Backend(Backend):
     def delete(self, key: str) -> None:
         """See the base class."""
         with self._errors(f"deleting {key} in"):
-            self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
     def upload(self, key: str, size: int, part_size: int) -> S3Upload:
         """See the base class; of several unfinished uploads of the key the newest is continued."""
@@ -173,8 +175,8 @@ class S3Backend(Backend):
             identifier = max(found, key=lambda upload: upload.started).identifier
             return S3Upload(self, key, identifier, -(-size // part_size), self._parts(key, identifier))
         with self._errors(f"beginning an upload of {key} in"):
-            arguments: Any = {"ChecksumAlgorithm": "SHA256"} if self._knows_sha256 else {}
-            answer = self._client.create_multipart_upload(
+            arguments: Any = {"ChecksumAlgorithm": "SHA256"} if self.knows_sha256 else {}
+            answer = self.client.create_multipart_upload(
                 Bucket=self.bucket, Key=self.prefix + key, **arguments
             )
         return S3Upload(self, key, answer["UploadId"], -(-size // part_size), {})
@@ -187,7 +189,7 @@ class S3Backend(Backend):
         """See the base class."""
         with self._errors(f"aborting an upload of {upload.key} in"):
             try:
-                self._client.abort_multipart_upload(
+                self.client.abort_multipart_upload(
                     Bucket=self.bucket, Key=self.prefix + upload.key, UploadId=upload.identifier
                 )
             except failures.ClientError as error:
@@ -196,27 +198,27 @@ class S3Backend(Backend):
 
     @property
     def _where(self) -> str:
-        return f"{self.url} at {self._client.meta.endpoint_url}"
+        return f"{self.url} at {self.client.meta.endpoint_url}"
 
     def _pages(self, prefix: str, **options: Any) -> Iterator[Any]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
+        pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=self.prefix + prefix, **options
         )
         with self._errors(f"listing {prefix} in"):
             yield from pages
 
     def _uploads(self, prefix: str) -> Iterator[Unfinished]:
-        pages = self._client.get_paginator("list_multipart_uploads").paginate(
+        pages = self.client.get_paginator("list_multipart_uploads").paginate(
             Bucket=self.bucket, Prefix=prefix
         )
         with self._errors("listing uploads in"):
             for page in pages:
                 for found in page.get("Uploads", []):
                     key = found["Key"].removeprefix(self.prefix)
-                    yield Unfinished(key, found["UploadId"], found["Initiated"])
+                    yield Unfinished(key, found["UploadId"], found["Initiated"].astimezone(UTC))
 
     def _parts(self, key: str, identifier: str) -> dict[int, Any]:
-        pages = self._client.get_paginator("list_parts").paginate(
+        pages = self.client.get_paginator("list_parts").paginate(
             Bucket=self.bucket, Key=self.prefix + key, UploadId=identifier
         )
         with self._errors(f"listing parts of {key} in"):
@@ -229,7 +231,7 @@ class S3Backend(Backend):
 
     def _checked(self, operation: Any, data: bytes, sha256: bytes | None = None, **arguments: Any) -> Any:
         """Send bytes with the strongest checksum this server takes."""
-        if self._knows_sha256:
+        if self.knows_sha256:
             digest = base64.b64encode(sha256 or hashlib.sha256(data).digest()).decode()
             try:
                 return operation(Bucket=self.bucket, Body=data, ChecksumSHA256=digest, **arguments)
@@ -238,7 +240,7 @@ class S3Backend(Backend):
                     raise
         digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         answer = operation(Bucket=self.bucket, Body=data, ContentMD5=digest, **arguments)
-        self._knows_sha256 = False
+        self.knows_sha256 = False
         return answer
 
     @contextmanager
@@ -260,7 +262,7 @@ class S3Backend(Backend):
             ) from error
         except _NETWORK_FAILURES as error:
             raise TransientError(f"{doing} {self.url} failed, run it again: {_line(error)}") from error
-        except (failures.BotoCoreError, ValueError) as error:
+        except (failures.BotoCoreError, ResponseParserError, ValueError) as error:
             raise ConfigurationError(f"{doing} {self.url} failed: {_line(error)}") from error
 
 
@@ -298,7 +300,7 @@ class S3Upload(Upload):
         with backend._errors(f"sending part {number} of {self._key} to"):
             try:
                 answer = backend._checked(
-                    backend._client.upload_part,
+                    backend.client.upload_part,
                     data,
                     sha256,
                     Key=backend.prefix + self._key,
@@ -321,7 +323,7 @@ class S3Upload(Upload):
         backend = self._backend
         with backend._errors(f"completing {self._key} in"):
             try:
-                backend._client.complete_multipart_upload(
+                backend.client.complete_multipart_upload(
                     Bucket=backend.bucket,
                     Key=backend.prefix + self._key,
                     UploadId=self._identifier,
@@ -387,8 +389,8 @@ def _code(error: failures.ClientError) -> str:
 def _translate(error: failures.ClientError, doing: str, bucket: str) -> TunemillError:
     code = _code(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    message = error.response.get("Error", {}).get("Message", "")
-    reason = f"{code} {message}".strip()[:200]
+    message = error.response.get("Error", {}).get("Message") or ""
+    reason = " ".join(f"{code} {message}".split())[:200]
     if code in _DENIED or (status in (401, 403) and code != "RequestTimeTooSkewed"):
         return DeniedError(f"{doing} was denied ({reason}): check the keys and their rights on the bucket")
     if code == "NoSuchBucket" or (status == 404 and code in _ABSENT):
