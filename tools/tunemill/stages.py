@@ -1,0 +1,55 @@
+"""The stages, in the order of the pipeline, each imported when it is asked for.
+
+Summaries stand here too, so that ``tunemill --help`` imports no stage; a test compares them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunemill.work import Stage
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Where a stage is declared."""
+
+    where: str
+    """``module:ATTRIBUTE`` of the ``Stage``."""
+    summary: str
+
+
+LISTED = {
+    "fetch": Listed(
+        "tunemill.data.config:FETCH", "Get base weights from the Hub or a directory, or make the tiny model"
+    ),
+    "prepare": Listed(
+        "tunemill.data.config:PREPARE", "Turn a dataset into prompts, split it, and write its data card"
+    ),
+    "train": Listed("tunemill.train.config:STAGE", "Fine-tune the base model by LoRA, QLoRA or in full"),
+    "merge": Listed("tunemill.merge.config:STAGE", "Fold the adapter into the base weights"),
+    "convert": Listed("tunemill.gguf.config:CONVERT", "Convert the merged model to GGUF"),
+    "convert-lora": Listed("tunemill.gguf.config:CONVERT_LORA", "Convert the adapter alone to GGUF"),
+    "quantize": Listed("tunemill.gguf.config:QUANTIZE", "Quantize a GGUF on the host that will run it"),
+    "infer": Listed("tunemill.infer.config:STAGE", "Classify or generate over a dataset"),
+    "evaluate": Listed("tunemill.evaluate.config:STAGE", "Judge predictions and write the report"),
+}
+
+
+def load_stage(name: str) -> Stage[Any]:
+    """Import the declaration of one stage.
+
+    Raises:
+        KeyError: there is no such stage.
+    """
+    module, attribute = LISTED[name].where.split(":")
+    stage: Stage[Any] = getattr(import_module(module), attribute)
+    return stage
+
+
+def load_stages() -> dict[str, Stage[Any]]:
+    """Import every stage's declaration, in the order of the pipeline."""
+    return {name: load_stage(name) for name in LISTED}
