@@ -79,7 +79,7 @@ class LocalBackend(Backend):
 
     def now(self) -> datetime:
         """See the base class; the clock is that of the file system, which may be another host's."""
-        probe = self._new_temporary("clock")
+        probe = self._new_temporary("clock-")
         with _errors(probe):
             descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             try:
@@ -91,7 +91,7 @@ class LocalBackend(Backend):
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See the base class."""
         path = self._path(key)
-        temporary = self._new_temporary("put")
+        temporary = self._new_temporary("put-")
         try:
             with _errors(path):
                 descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444)
@@ -189,7 +189,7 @@ class LocalBackend(Backend):
             if not self.root.is_dir():
                 raise ConfigurationError(f"there is no store at {self.root} any more")
             self._temporary.mkdir(exist_ok=True)
-        return self._temporary / f"{prefix}-{uuid.uuid4().hex}"
+        return self._temporary / f"{prefix}{uuid.uuid4().hex}"
 
     def _temporaries(self, prefix: str) -> Sequence[str]:
         if not self._temporary.is_dir():
@@ -318,7 +318,7 @@ class LocalUpload(Upload):
 
 
 def _upload_prefix(key: str) -> str:
-    return f"upload-{quote(key, safe='')}"
+    return f"upload-{quote(key, safe='')}-"
 
 
 def _entry(key: str, state: os.stat_result) -> Entry:
