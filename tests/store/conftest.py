@@ -66,7 +66,7 @@ def open_environment(kind: str, request: pytest.FixtureRequest) -> Iterator[None
 
 def new_bucket(prefix: str = "some/prefix") -> S3Backend:
     backend = S3Backend(f"tunemill-{uuid.uuid4().hex[:16]}", prefix)
-    backend._client.create_bucket(Bucket=backend.bucket)  # making another client would take 0.3 s
+    backend.client.create_bucket(Bucket=backend.bucket)  # making another client would take 0.3 s
     return backend
 
 

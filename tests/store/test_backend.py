@@ -183,7 +183,7 @@ class TestUploads:
     def test_a_missing_part_cannot_be_completed(self, backend: Backend, parts: list[bytes]) -> None:
         upload = backend.upload("blobs/sha256/aa", size_of(parts), PART)
         upload.send(1, parts[0], sha(parts[0]))
-        with pytest.raises(TransientError, match="2 parts .* never arrived"):
+        with pytest.raises(TransientError, match=r"2 parts .* never arrived"):
             upload.complete()
         upload.close()
         assert backend.head("blobs/sha256/aa") is None
