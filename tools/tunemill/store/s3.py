@@ -73,19 +73,19 @@ class S3Backend(Backend):
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
         self.knows_sha256 = True
-        with self._errors("connecting"):
+        with self.errors("connecting"):
             self.client = _connect()
 
     def check(self) -> None:
         """See the base class."""
-        with self._errors("opening"):
+        with self.errors("opening"):
             answer: Any = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
         if "KeyCount" not in answer and "Name" not in answer:
             raise ConfigurationError(f"{self._where} does not answer as an S3 server: check AWS_ENDPOINT_URL")
 
     def now(self) -> datetime:
         """See the base class; from the ``Date`` of a reply, to the second."""
-        with self._errors("asking the time of"):
+        with self.errors("asking the time of"):
             answer = self.client.head_bucket(Bucket=self.bucket)
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         if not date:
@@ -94,7 +94,7 @@ class S3Backend(Backend):
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See the base class."""
-        with self._errors(f"creating {key} in"):
+        with self.errors(f"creating {key} in"):
             try:
                 self._checked(self.client.put_object, data, Key=self.prefix + key, IfNoneMatch="*")
             except failures.ClientError as error:
@@ -105,7 +105,7 @@ class S3Backend(Backend):
 
     def get(self, key: str, limit: int = LARGEST_SMALL_OBJECT) -> bytes | None:
         """See the base class."""
-        with self._errors(f"reading {key} in"):
+        with self.errors(f"reading {key} in"):
             try:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
             except failures.ClientError as error:
@@ -120,7 +120,7 @@ class S3Backend(Backend):
 
     def head(self, key: str) -> Entry | None:
         """See the base class."""
-        with self._errors(f"looking up {key} in"):
+        with self.errors(f"looking up {key} in"):
             try:
                 found = self.client.head_object(Bucket=self.bucket, Key=self.prefix + key)
             except failures.ClientError as error:
@@ -133,7 +133,7 @@ class S3Backend(Backend):
         """See the base class."""
         if length <= 0:
             return
-        with self._errors(f"reading {entry.key} in"):
+        with self.errors(f"reading {entry.key} in"):
             answer = self.client.get_object(
                 Bucket=self.bucket,
                 Key=self.prefix + entry.key,
@@ -165,7 +165,7 @@ class S3Backend(Backend):
 
     def delete(self, key: str) -> None:
         """See the base class."""
-        with self._errors(f"deleting {key} in"):
+        with self.errors(f"deleting {key} in"):
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
     def upload(self, key: str, size: int, part_size: int) -> S3Upload:
@@ -174,7 +174,7 @@ class S3Backend(Backend):
         if found:
             identifier = max(found, key=lambda upload: upload.started).identifier
             return S3Upload(self, key, identifier, -(-size // part_size), self._parts(key, identifier))
-        with self._errors(f"beginning an upload of {key} in"):
+        with self.errors(f"beginning an upload of {key} in"):
             arguments: Any = {"ChecksumAlgorithm": "SHA256"} if self.knows_sha256 else {}
             answer = self.client.create_multipart_upload(
                 Bucket=self.bucket, Key=self.prefix + key, **arguments
@@ -187,7 +187,7 @@ class S3Backend(Backend):
 
     def abort(self, upload: Unfinished) -> None:
         """See the base class."""
-        with self._errors(f"aborting an upload of {upload.key} in"):
+        with self.errors(f"aborting an upload of {upload.key} in"):
             try:
                 self.client.abort_multipart_upload(
                     Bucket=self.bucket, Key=self.prefix + upload.key, UploadId=upload.identifier
@@ -204,14 +204,14 @@ class S3Backend(Backend):
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=self.prefix + prefix, **options
         )
-        with self._errors(f"listing {prefix} in"):
+        with self.errors(f"listing {prefix} in"):
             yield from pages
 
     def _uploads(self, prefix: str) -> Iterator[Unfinished]:
         pages = self.client.get_paginator("list_multipart_uploads").paginate(
             Bucket=self.bucket, Prefix=prefix
         )
-        with self._errors("listing uploads in"):
+        with self.errors("listing uploads in"):
             for page in pages:
                 for found in page.get("Uploads", []):
                     key = found["Key"].removeprefix(self.prefix)
@@ -221,7 +221,7 @@ class S3Backend(Backend):
         pages = self.client.get_paginator("list_parts").paginate(
             Bucket=self.bucket, Key=self.prefix + key, UploadId=identifier
         )
-        with self._errors(f"listing parts of {key} in"):
+        with self.errors(f"listing parts of {key} in"):
             try:
                 return {part["PartNumber"]: part for page in pages for part in page.get("Parts", [])}
             except failures.ClientError as error:
@@ -229,22 +229,28 @@ class S3Backend(Backend):
                     return {}
                 raise
 
-    def _checked(self, operation: Any, data: bytes, sha256: bytes | None = None, **arguments: Any) -> Any:
-        """Send bytes with the strongest checksum this server takes."""
+    def checksum(self, data: bytes, sha256: bytes | None = None) -> dict[str, str]:
+        """Return the arguments that announce these bytes by the strongest checksum this server takes."""
         if self.knows_sha256:
             digest = base64.b64encode(sha256 or hashlib.sha256(data).digest()).decode()
-            try:
-                return operation(Bucket=self.bucket, Body=data, ChecksumSHA256=digest, **arguments)
-            except failures.ClientError as error:
-                if _code(error) not in _NO_CHECKSUM:
-                    raise
-        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-        answer = operation(Bucket=self.bucket, Body=data, ContentMD5=digest, **arguments)
+            # Ceph RGW compares the digest only when the algorithm is named as well.
+            return {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": digest}
+        return _md5(data)
+
+    def _checked(self, operation: Any, data: bytes, sha256: bytes | None = None, **arguments: Any) -> Any:
+        """Send bytes with the strongest checksum this server takes."""
+        checksum = self.checksum(data, sha256)
+        try:
+            return operation(Bucket=self.bucket, Body=data, **checksum, **arguments)
+        except failures.ClientError as error:
+            if not self.knows_sha256 or _code(error) not in _NO_CHECKSUM:
+                raise
+        answer = operation(Bucket=self.bucket, Body=data, **_md5(data), **arguments)
         self.knows_sha256 = False
         return answer
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    def errors(self, doing: str) -> Iterator[None]:
         """Turn what boto3 raises into the program's errors, naming what was done where."""
         try:
             yield
@@ -297,7 +303,7 @@ class S3Upload(Upload):
         if self._gone:
             return
         backend = self._backend
-        with backend._errors(f"sending part {number} of {self._key} to"):
+        with backend.errors(f"sending part {number} of {self._key} to"):
             try:
                 answer = backend._checked(
                     backend.client.upload_part,
@@ -321,7 +327,7 @@ class S3Upload(Upload):
         if len(self._sent) != self._parts:
             raise TransientError(f"{self._parts - len(self._sent)} parts of {self._key} never arrived")
         backend = self._backend
-        with backend._errors(f"completing {self._key} in"):
+        with backend.errors(f"completing {self._key} in"):
             try:
                 backend.client.complete_multipart_upload(
                     Bucket=backend.bucket,
@@ -380,6 +386,11 @@ def _connect() -> S3Client:
         response_checksum_validation="when_supported",
     )
     return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+
+
+def _md5(data: bytes) -> dict[str, str]:
+    digest = hashlib.md5(data, usedforsecurity=False).digest()
+    return {"ContentMD5": base64.b64encode(digest).decode()}
 
 
 def _code(error: failures.ClientError) -> str:
