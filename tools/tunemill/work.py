@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,14 +30,6 @@ class StageConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    refused: ClassVar[Mapping[str, str]] = {}
-    """Keys that a user may expect but Tunemill decides itself, each with the reason."""
-
-    @classmethod
-    def keys(cls) -> frozenset[str]:
-        """Return the recipe keys this takes; more than its fields where a library's are passed on."""
-        return frozenset(cls.model_fields)
 
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
