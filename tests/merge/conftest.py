@@ -1,0 +1,99 @@
+"""Tiny models with random weights, adapters of every supported kind, and PEFT's own merge of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tunemill.merge.config import MergeConfig
+from tunemill.progress import Progress
+from tunemill.work import Input, Work
+
+
+class NoCheckpoints:
+    def latest(self, destination):
+        return None
+
+    def save(self, directory, step):
+        raise AssertionError("merge saves no checkpoints")
+
+
+@pytest.fixture
+def work(tmp_path):
+    """Build the Work of a merge from directories and the adapter's facts."""
+
+    def build(base: Path, adapter: Path, facts=None, **config) -> Work[MergeConfig]:
+        output = tmp_path / "out"
+        output.mkdir()
+        inputs = {
+            "base": Input("base/tiny@sha256:" + "b" * 64, "c" * 64, "base", base, {}),
+            "adapter": Input("t/adapter@sha256:" + "a" * 64, "d" * 64, "adapter", adapter, facts or {}),
+        }
+        return Work(MergeConfig(**config), inputs, output, tmp_path, Progress(quiet=True), NoCheckpoints())
+
+    return build
+
+
+def tiny_llama(directory: Path, dtype: str, tied: bool = False, shard: str = "5GB") -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+    )
+    model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    model.save_pretrained(directory, max_shard_size=shard)
+    (directory / "tokenizer_config.json").write_text('{"from": "base"}')
+    (directory / "LICENSE").write_text("theirs")
+    return directory
+
+
+def random_adapter(model, directory: Path, **settings) -> Path:
+    """Save an adapter whose B is not zero, so that merging it changes something."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(11)
+    peft_model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.1)
+            elif parameter.requires_grad:  # modules_to_save
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    peft_model.save_pretrained(directory)
+    (directory / "prompting.json").write_text('{"from": "adapter"}')
+    return directory
+
+
+@pytest.fixture
+def models():
+    return SimpleNamespace(tiny_llama=tiny_llama, random_adapter=random_adapter, load=load, read=read)
+
+
+def load(base: Path):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+
+
+def read(directory: Path) -> dict:
+    """All tensors of a model directory, through the index when there is one."""
+    from safetensors.torch import load_file
+
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        return load_file(directory / "model.safetensors")
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return {name: tensor for file in files for name, tensor in load_file(directory / file).items()}

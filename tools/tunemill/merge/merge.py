@@ -1,0 +1,154 @@
+"""The merge stage: an adapter folded into its base, without loading either into memory.
+
+The result is a plain Hugging Face directory: the base's weights with the adapter's change computed
+in float32 and rounded once, and the tokenizer and prompting files that training used. An adapter
+trained on another base is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tunemill.errors import BadDataError
+from tunemill.files import disk_errors, need_space, write_json
+from tunemill.merge.adapter import CONFIG, Adapter, read_adapter
+from tunemill.merge.config import MergeConfig
+from tunemill.merge.plan import HEAD, Plan, plan_merge
+from tunemill.merge.rewrite import copy_range, write_shard
+from tunemill.weights import INDEX, Header, read_headers
+from tunemill.work import Facts, Input, Work
+
+MOST_THREADS = 8  # more only wait for the disk
+OF_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "prompting.json",
+)
+"""Training may have added tokens or set the template, so its files win over the base's."""
+TRAINING_ONLY = ("metrics.csv", "metrics.svg", "training.json")
+
+
+def merge(work: Work[MergeConfig]) -> Facts:
+    """Write the merged model into ``work.output``.
+
+    Raises:
+        BadDataError: an input is damaged, or the adapter was trained on another base.
+        TransientError: the disk is full.
+    """
+    base, adapter = work.inputs["base"], work.inputs["adapter"]
+    proved = _check_base(base, adapter)
+    if not (adapter.path / CONFIG).exists():
+        return _pass_through(work, adapter.path) | {"base_proved": proved}
+    config = _model_config(base)
+    headers = read_headers(base.path)
+    change = read_adapter(adapter.path)
+    plan = plan_merge(headers, change)
+    need_space(work.output, sum(shard.size for shard in plan.shards))
+    _copy_small_files(base.path, adapter.path, work.output)
+    _write_shards(work, plan, change.header.path)
+    if plan.untied:
+        _record_untied(work.output, config, plan)
+    return _facts(plan, change, headers) | {"base_proved": proved}
+
+
+def _check_base(base: Input, adapter: Input) -> bool:
+    """Refuse an adapter trained on other weights; return whether its training recorded which."""
+    trained_on = adapter.facts.get("base_content")
+    if trained_on is not None and trained_on != base.content:
+        name = adapter.facts.get("base") or f"a base with content {str(trained_on)[:12]}"
+        raise BadDataError(
+            f"{adapter.reference} was trained on {name}, not on {base.reference} "
+            f"(content {base.content[:12]}): merge it into the base it was trained on"
+        )
+    return trained_on is not None
+
+
+def _model_config(base: Input) -> dict[str, Any]:
+    path = base.path / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadDataError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise BadDataError(f"{path} holds no JSON object")
+    if config.get("quantization_config"):
+        raise BadDataError(f"{base.reference} holds quantized weights: merge into the unquantized base")
+    return config
+
+
+def _pass_through(work: Work[MergeConfig], trained: Path) -> Facts:
+    """Copy a model whose every weight was trained: there is nothing to merge."""
+    headers = read_headers(trained)
+    if not (trained / "config.json").exists():
+        raise BadDataError(f"{trained} has neither {CONFIG} nor config.json: it is no adapter and no model")
+    files = [path for path in _files(trained) if path.name not in TRAINING_ONLY]
+    size = sum(path.stat().st_size for path in files)
+    need_space(work.output, size)
+    with work.progress.task("merge (copy)", size, "B") as task:
+        for path in files:
+            _copy_file(path, work.output / path.name)
+            task.advance(path.stat().st_size)
+    tensors = sum(len(header.tensors) for header in headers)
+    return {"method": "full", "tensors": tensors, "tensors_changed": tensors, "bytes": size}
+
+
+def _copy_small_files(base: Path, adapter: Path, output: Path) -> None:
+    chosen = {path.name: path for path in _files(base) if path.suffix != ".safetensors"}
+    chosen |= {name: adapter / name for name in OF_TOKENIZER if (adapter / name).is_file()}
+    for name, path in chosen.items():
+        _copy_file(path, output / name)
+
+
+def _files(directory: Path) -> Iterable[Path]:
+    return sorted(path for path in directory.iterdir() if path.is_file())
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with disk_errors(target), source.open("rb") as reader, target.open("xb") as writer:
+        copy_range(reader.fileno(), writer.fileno(), 0, 0, source.stat().st_size)
+
+
+def _write_shards(work: Work[MergeConfig], plan: Plan, adapter: Path) -> None:
+    threads = work.config.n_threads or min(MOST_THREADS, os.cpu_count() or 1)
+    total = sum(shard.size for shard in plan.shards)
+    with work.progress.task("merge", total, "B") as task, ThreadPoolExecutor(threads) as pool:
+        for shard in plan.shards:
+            write_shard(shard, adapter, work.output / shard.source.name, pool, task.advance)
+
+
+def _record_untied(output: Path, config: dict[str, Any], plan: Plan) -> None:
+    """Tell loaders that the output embeddings now have a tensor of their own."""
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        config = config | {"text_config": text | {"tie_word_embeddings": False}}
+    write_json(output / "config.json", config | {"tie_word_embeddings": False})
+    if (output / INDEX).exists():
+        index = json.loads((output / INDEX).read_text("utf-8"))
+        index["weight_map"][HEAD] = plan.untied
+        index["metadata"] = dict(index.get("metadata") or {}, total_size=plan.tensor_bytes)
+        write_json(output / INDEX, index)
+
+
+def _facts(plan: Plan, adapter: Adapter, headers: Sequence[Header]) -> Facts:
+    tensors = [tensor for header in headers for tensor in header.tensors.values()]
+    return {
+        "method": "rslora" if adapter.settings.use_rslora else "lora",
+        "rank": adapter.settings.r,
+        "alpha": adapter.settings.lora_alpha,
+        "tensors": sum(len(shard.places) for shard in plan.shards),
+        "tensors_changed": len(adapter.changes),
+        "types": sorted({tensor.dtype for tensor in tensors}),
+        "bytes": sum(shard.size for shard in plan.shards),
+        "untied": plan.untied is not None,
+    }
