@@ -1,0 +1,107 @@
+"""The tree of an artifact, and what differs between two of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tunemill.errors import UsageError
+from tunemill.store import keys
+from tunemill.store.diff import Difference, diff
+from tunemill.store.diff import lines as diff_lines
+from tunemill.store.lineage import lineage, lines
+
+
+@pytest.fixture
+def publish(directory_store, make_draft, make_provenance, progress):
+    def publish(name, kind, files, inputs, **changes):
+        facts = changes.pop("facts", {})
+        made = make_provenance(inputs=inputs, **changes)
+        draft = make_draft(files, name=name, kind=kind, provenance=made, facts=facts)
+        return directory_store.publish(draft, progress)
+
+    return publish
+
+
+@pytest.fixture
+def runs(publish):
+    """Two runs that differ in one key of their training, up to their predictions."""
+    base = publish("base/tiny", "base", {"model.safetensors": b"base"}, {}, stage="fetch")
+    made = []
+    for run, rate in (("one", 1e-4), ("two", 2e-4)):
+        data = publish("shared/data", "data", {"train.parquet": b"rows"}, {"base": base.reference})
+        adapter = publish(
+            f"{run}/adapter",
+            "adapter",
+            {"adapter_model.safetensors": run.encode()},
+            {"base": base.reference, "data": data.reference},
+            config={"learning_rate": rate, "seed": 42},
+        )
+        made.append(
+            publish(
+                f"{run}/predictions",
+                "predictions",
+                {"predictions.parquet": b"same"},
+                {"adapter": adapter.reference},
+                stage="infer",
+                config={},
+                facts={"rows": 3 if run == "one" else None},
+            )
+        )
+    return made
+
+
+def test_lineage_goes_down_to_base_and_data(directory_store, runs):
+    tree = lineage(directory_store, "one/predictions")
+    text = list(lines(tree))
+    assert text[0].startswith(f"one/predictions@{runs[0].digest[:19]}  infer 0.1.0, 2026-01-02 03:05:05Z")
+    assert [line.split("@")[0] for line in text[1:]] == [
+        "└─ adapter: one/adapter",
+        "   ├─ base: base/tiny",
+        "   └─ data: shared/data",
+        "      └─ base: base/tiny",
+    ]
+    assert text[-1].endswith("(above)")
+    assert json.loads(json.dumps(tree.as_json()))["inputs"][0]["inputs"][0]["stage"] == "fetch"
+
+
+def test_input_that_is_not_here_is_said_so(directory_store, publish):
+    elsewhere = f"base/elsewhere@sha256:{'9' * 64}"
+    publish("run/data", "data", {"train.parquet": b"rows"}, {"base": elsewhere})
+    text = list(lines(lineage(directory_store, "run/data")))
+    assert text[1] == f"└─ base: base/elsewhere@sha256:{'9' * 12}  not in this store"
+
+
+def test_diff_finds_the_key_far_upstream(directory_store, runs):
+    found = diff(directory_store, "one/predictions", "two/predictions")
+    assert Difference("adapter", "config", "learning_rate", 1e-4, 2e-4) in found
+    assert Difference("", "fact", "rows", 3, None) in found
+    assert {each.where for each in found} == {"", "adapter"}
+    assert not [each for each in found if each.key in ("seed", "predictions.parquet", "base", "data")]
+    assert "  config learning_rate: 0.0001 -> 0.0002" in list(diff_lines(found))
+
+
+def test_diff_tells_files_apart(directory_store, runs):
+    found = diff(directory_store, "one/adapter", "base/tiny")
+    files = {each.key: (each.first, each.second) for each in found if each.aspect == "file"}
+    assert files["model.safetensors"][0] is None
+    assert files["adapter_model.safetensors"][1] is None
+    assert Difference("", "kind", "kind", "adapter", "base") in found
+
+
+def test_an_artifact_does_not_differ_from_itself(directory_store, runs):
+    assert diff(directory_store, "one/predictions", runs[0].reference) == []
+
+
+def test_damaged_upstream_is_reported(directory_store, runs):
+    adapter = directory_store.resolve("one/adapter")
+    key = keys.manifest(adapter.digest.removeprefix("sha256:"))
+    directory_store.backend.delete(key)
+    assert "not in this store" in list(lines(lineage(directory_store, "one/predictions")))[1]
+
+
+@pytest.mark.parametrize("call", [lineage, lambda store, name: diff(store, name, name)])
+def test_unknown_reference_is_a_usage_error(directory_store, call):
+    with pytest.raises(UsageError, match="no/such"):
+        call(directory_store, "no/such")

@@ -1,0 +1,102 @@
+"""Lineage: how an artifact came to be, walked back through its inputs to base weights and data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tunemill.store.manifest import Artifact
+from tunemill.store.store import Store
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One artifact in a lineage."""
+
+    role: str
+    """What it was to the stage that read it; empty for the artifact asked for."""
+    reference: str
+    """``name@sha256:<hex>``."""
+    kind: str | None
+    """None for an input that is not in this store; then nothing below is known either."""
+    stage: str | None
+    tool_version: str | None
+    finished: datetime | None
+    inputs: tuple[Origin, ...]
+    repeated: bool = False
+    """It stands above already, with its inputs."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the tree as plain JSON values."""
+        return {
+            "role": self.role,
+            "reference": self.reference,
+            "kind": self.kind,
+            "stage": self.stage,
+            "tool_version": self.tool_version,
+            "finished": self.finished.isoformat() if self.finished else None,
+            "repeated": self.repeated,
+            "inputs": [origin.as_json() for origin in self.inputs],
+        }
+
+
+def lineage(store: Store, reference: str) -> Origin:
+    """Return the tree of an artifact and all it was made from; each artifact's inputs appear once.
+
+    Raises:
+        UsageError: the reference does not exist.
+        BadDataError: a manifest or provenance on the way is damaged.
+    """
+    return _origin(store, "", store.resolve(reference), set())
+
+
+def lines(origin: Origin) -> Iterator[str]:
+    """Yield a tree as text, one artifact a line: role, reference, stage, version, date."""
+    yield _line(origin)
+    yield from _branches(origin, "")
+
+
+def _branches(origin: Origin, indent: str) -> Iterator[str]:
+    for number, child in enumerate(origin.inputs, 1):
+        last = number == len(origin.inputs)
+        yield f"{indent}{'└─' if last else '├─'} {_line(child)}"
+        yield from _branches(child, indent + ("   " if last else "│  "))
+
+
+def _line(origin: Origin) -> str:
+    role = f"{origin.role}: " if origin.role else ""
+    name, _, digest = origin.reference.partition("@")
+    short = f"{role}{name}@{digest[:19]}"
+    if origin.stage is None or origin.finished is None:
+        return f"{short}  not in this store"
+    if origin.repeated:
+        return f"{short}  (above)"
+    return f"{short}  {origin.stage} {origin.tool_version}, {origin.finished:%Y-%m-%d %H:%M:%S}Z"
+
+
+def _origin(store: Store, role: str, artifact: Artifact, seen: set[str]) -> Origin:
+    made = store.provenance(artifact)
+    repeated = artifact.digest in seen
+    seen.add(artifact.digest)
+    inputs = () if repeated else tuple(_inputs(store, made.inputs.items(), seen))
+    return Origin(
+        role,
+        artifact.reference,
+        artifact.kind,
+        made.stage,
+        made.tool_version,
+        made.finished,
+        inputs,
+        repeated,
+    )
+
+
+def _inputs(store: Store, inputs: Any, seen: set[str]) -> Iterator[Origin]:
+    for role, reference in sorted(inputs):
+        artifact = store.find(reference)
+        if artifact is None:
+            yield Origin(role, reference, None, None, None, None, ())
+        else:
+            yield _origin(store, role, artifact, seen)
