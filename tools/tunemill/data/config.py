@@ -53,6 +53,7 @@ class FetchConfig(StageConfig):
 class PrepareConfig(StageConfig):
     """Where examples come from, how they become prompts, and how they are split."""
 
+    task: str | None = Field(None, description="Name of the task, kept in task.json")
     dataset_name: str = Field(
         min_length=1, description="'stdlib', a file, glob or directory here, or a dataset's id on the Hub"
     )
@@ -63,7 +64,7 @@ class PrepareConfig(StageConfig):
     dataset_license: str | None = Field(None, description="Licence of the data, for the data card")
     dataset_source: str | None = Field(None, description="Where the data came from, for the data card")
     test_files: tuple[str, ...] = Field((), description="Files or globs given as the test set")
-    text_column: str | None = Field(None, description="Column of the text to work on; recognised if not given")
+    text_column: str | None = Field(None, description="Column of the text; recognised if not given")
     label_column: str | None = Field(None, description="Column of the gold label; recognised if not given")
     completion_column: str | None = Field(
         None, description="Column of the free answer, for tasks that have no labels"
@@ -72,7 +73,7 @@ class PrepareConfig(StageConfig):
     system_prompt: str | None = Field(None, description="System message of every prompt")
     prompt: str | None = Field(
         None,
-        description="User message: {column} is that column's value, {labels} the labels; {{ and }} are braces",
+        description="User message: {column} is that column's value, {labels} the labels; {{ is a brace",
     )
     labels: tuple[str, ...] | dict[str, str] | None = Field(
         None, description="Names of the labels, or a mapping of code to name; found in the data if not given"

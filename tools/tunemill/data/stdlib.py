@@ -29,7 +29,7 @@ SKIPPED: Final = frozenset({"__pycache__", "site-packages", "dist-packages", "te
 """Directories that are no part of the library, or that some installations leave out."""
 
 _CHAPTERS: Final = {
-    "Text processing": "string re difflib textwrap stringprep rlcompleter sre_compile sre_constants sre_parse",
+    "Text processing": "string re difflib textwrap stringprep rlcompleter sre_compile sre_parse",
     "Binary data": "struct codecs encodings",
     "Data types": """datetime zoneinfo calendar collections heapq bisect weakref types copy pprint reprlib
         enum graphlib _collections_abc _pydatetime _strptime _weakrefset""",

@@ -1,0 +1,184 @@
+"""Writes the data card: what the data are, how they were cut, and what was left out and why.
+
+The same facts are written twice, for programs (``card.json``) and for people (``README.md``).
+Neither holds a time or a path of the machine, so the same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tunemill.data.config import PrepareConfig
+from tunemill.data.examples import Example
+from tunemill.data.labels import LabelSet
+from tunemill.data.lengths import Length
+from tunemill.files import write_json, write_text
+
+QUANTILES: Final = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+
+REASONS: Final = {
+    "blank": "empty text or answer",
+    "duplicate": "exact repetition of another row with the same answer",
+    "leak": "equal or nearly equal to a row of the given test or validation set",
+    "too_long": "prompt and completion longer than max_length tokens",
+}
+"""Why a row was left out, by the short name that ``card.json`` uses."""
+
+LISTED: Final = 100
+"""At most so many ids per finding are listed; the count is always exact."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One example that is in the data, with what was found out about it."""
+
+    example: Example
+    split: str
+    group: int
+    length: Length
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found beside the examples."""
+
+    read: int
+    """Rows before anything was dropped."""
+    shape: str
+    dropped: Mapping[str, Sequence[str]]
+    """Reason to the ids of the rows left out."""
+    contradictions: Sequence[Sequence[str]]
+    """Ids of rows with one text and different labels."""
+    special: Sequence[tuple[str, str]]
+    """Id and special token of rows whose text spells one."""
+    digests: Mapping[str, str]
+    """What was read, by file name or source, with its sha256 or version."""
+
+
+def make_card(
+    kept: Sequence[Kept], findings: Findings, labels: LabelSet, config: PrepareConfig
+) -> dict[str, Any]:
+    """Return the card as JSON-able facts."""
+    splits = {split: [one for one in kept if one.split == split] for split in ("train", "validation", "test")}
+    present = {split: examples for split, examples in splits.items() if examples}
+    sizes = Counter(one.group for one in kept)
+    return {
+        "dataset": config.dataset_name,
+        "revision": config.dataset_revision,
+        "license": config.dataset_license,
+        "source": config.dataset_source,
+        "read_from": dict(findings.digests),
+        "shape": findings.shape,
+        "seed": config.seed,
+        "max_length": config.max_length,
+        "near_duplicate_threshold": config.near_duplicate_threshold,
+        "rows_read": findings.read,
+        "rows": {split: len(examples) for split, examples in present.items()},
+        "dropped": {reason: len(ids) for reason, ids in findings.dropped.items()},
+        "dropped_ids": {reason: list(ids[:LISTED]) for reason, ids in findings.dropped.items()},
+        "near_duplicate_groups": sum(size > 1 for size in sizes.values()),
+        "rows_in_near_duplicate_groups": sum(size for size in sizes.values() if size > 1),
+        "contradictory_texts": len(findings.contradictions),
+        "contradictory_ids": [list(ids) for ids in findings.contradictions[:LISTED]],
+        "special_token_texts": len(findings.special),
+        "special_token_ids": [list(pair) for pair in findings.special[:LISTED]],
+        "labels": {
+            label.name: {
+                split: sum(one.example.label == label.name for one in examples)
+                for split, examples in present.items()
+            }
+            for label in labels.labels
+        },
+        "tokens": {split: _tokens(examples) for split, examples in present.items()},
+    }
+
+
+def write_card(directory: Path, card: Mapping[str, Any]) -> None:
+    """Write ``card.json`` and ``README.md``."""
+    write_json(directory / "card.json", card)
+    write_text(directory / "README.md", _readme(card))
+
+
+def _tokens(kept: Sequence[Kept]) -> dict[str, dict[str, int]]:
+    return {
+        "prompt": _quantiles([one.length.prompt for one in kept]),
+        "completion": _quantiles([one.length.completion for one in kept]),
+        "total": _quantiles([one.length.total for one in kept]),
+    }
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, int]:
+    """Nearest-rank quantiles: each is a length that occurs."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return {f"{quantile:.0%}": ordered[round(quantile * last)] for quantile in QUANTILES}
+
+
+def _readme(card: Mapping[str, Any]) -> str:
+    splits = list(card["rows"])
+    read_from = "; ".join(f"{name} ({digest[:16]})" for name, digest in card["read_from"].items())
+    parts = [
+        f"# Data card: {card['dataset']}",
+        _table(
+            ["", ""],
+            [
+                ["source", card["source"] or card["dataset"]],
+                ["revision", card["revision"] or "-"],
+                ["licence", card["license"] or "not stated"],
+                ["read from", read_from],
+                ["shape of the rows", card["shape"]],
+                ["seed", card["seed"]],
+            ],
+        ),
+        "## Rows",
+        _table(["split", "rows"], [[split, card["rows"][split]] for split in splits]),
+        f"{card['rows_read']} rows were read. Left out:",
+        _table(
+            ["why", "rows"],
+            [[REASONS[reason], number] for reason, number in card["dropped"].items()],
+        ),
+        f"{card['rows_in_near_duplicate_groups']} rows are in {card['near_duplicate_groups']} groups of "
+        "equal or nearly equal texts (Jaccard similarity of word pairs of at least "
+        f"{card['near_duplicate_threshold']}); no group is in two splits.",
+        f"{card['contradictory_texts']} texts occur with more than one label. "
+        f"{card['special_token_texts']} rows spell one of the model's special tokens in their text.",
+    ]
+    if card["labels"]:
+        parts += ["## Labels", _balance(card, splits)]
+    return "\n\n".join([*parts, "## Tokens", *_token_tables(card, splits)]) + "\n"
+
+
+def _balance(card: Mapping[str, Any], splits: Sequence[str]) -> str:
+    totals = {split: max(card["rows"][split], 1) for split in splits}
+    rows = [
+        [name, *(f"{counts[split]} ({counts[split] / totals[split]:.1%})" for split in splits)]
+        for name, counts in card["labels"].items()
+    ]
+    return _table(["label", *splits], rows)
+
+
+def _token_tables(card: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+    intro = (
+        f"Under the base model's tokenizer and chat template; at most {card['max_length']} "
+        "for prompt and completion together."
+    )
+    names = [f"{quantile:.0%}" for quantile in QUANTILES]
+    rows = [
+        [f"{split}, {part}", *(quantiles[name] for name in names)]
+        for split in splits
+        for part, quantiles in card["tokens"][split].items()
+    ]
+    return [intro, _table(["tokens at quantile", *names], rows)]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

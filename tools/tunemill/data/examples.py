@@ -1,0 +1,289 @@
+"""Turns a row of any known shape into one example: prompt messages, completion, text, label.
+
+The shape is recognised once, from the columns of the whole dataset and the task's
+configuration; every row is then held to it, and one that does not fit is named. Values are put
+into the prompt as they are, once: braces in a text are never taken for columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from tunemill.data.config import PrepareConfig
+from tunemill.data.formats import first_values
+from tunemill.data.labels import LabelSet, label_text
+from tunemill.data.tables import Row
+from tunemill.errors import BadDataError
+
+Message = dict[str, str]
+
+TEXT_COLUMNS = ("text", "sentence", "content", "document", "body", "question")
+LABEL_COLUMNS = ("label", "labels", "category", "class", "code", "topic")
+ANSWER_COLUMNS = ("completion", "output", "answer", "response")
+ID_COLUMNS = ("id", "uid", "idx")
+ROLES = {
+    "system": "system", "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
+}  # fmt: skip
+"""Who speaks, in the words of chat and ShareGPT files, to the role templates know."""
+
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}\"\n]{1,64})\}")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its gold completion."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    completion: str
+    text: str
+    """What the example is about, without instructions; duplicates are found by it."""
+    label: str | None
+    where: str
+    """The row it came from, for people."""
+    split: str | None
+    """The split the source gave it, if any."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the rows of one dataset are read."""
+
+    name: str
+    """messages, sharegpt, prompt-completion, alpaca, seed-tasks, text-label or columns."""
+    text: str | None = None
+    answer: str | None = None
+    """Column of the label or of the free answer."""
+
+
+def recognise(rows: Sequence[Row], config: PrepareConfig) -> Shape:
+    """Find the shape of a dataset's rows.
+
+    Raises:
+        BadDataError: a configured column is absent, or no known shape fits.
+    """
+    columns = first_values(rows)
+    for key in ("text_column", "label_column", "completion_column", "id_column"):
+        if (column := getattr(config, key)) is not None:
+            _need_column(column, columns, key)
+    if config.label_column or config.completion_column:
+        return _columns(columns, config)
+    if isinstance(columns.get("messages"), list):
+        return Shape("messages")
+    if isinstance(columns.get("conversations"), list):
+        return Shape("sharegpt")
+    if "instances" in columns and "instruction" in columns:
+        return Shape("seed-tasks")
+    if config.labels is None and "prompt" in columns and "completion" in columns:
+        return Shape("prompt-completion")
+    if config.labels is None and "instruction" in columns and "output" in columns:
+        return Shape("alpaca")
+    return _columns(columns, config)
+
+
+def _columns(columns: Mapping[str, Any], config: PrepareConfig) -> Shape:
+    text = config.text_column or _first(TEXT_COLUMNS, columns)
+    label = config.label_column or (None if config.completion_column else _first(LABEL_COLUMNS, columns))
+    if label is not None and (text is not None or config.prompt is not None):
+        return Shape("text-label", text, label)
+    answer = config.completion_column or _first(ANSWER_COLUMNS, columns)
+    if config.labels is None and answer is not None and (text is not None or config.prompt is not None):
+        return Shape("columns", text, answer)
+    raise BadDataError(
+        f"{config.dataset_name} has the columns {', '.join(sorted(columns)) or 'of no row'}, "
+        "which is no known shape: set text_column and label_column (or completion_column)"
+    )
+
+
+def read_examples(
+    rows: Iterable[Row], shape: Shape, labels: LabelSet, config: PrepareConfig
+) -> list[Example]:
+    """Read every row by the dataset's shape.
+
+    Raises:
+        BadDataError: rows lack a field or have a label outside the set; names the first one.
+    """
+    examples: list[Example] = []
+    errors: list[BadDataError] = []
+    read = READERS[shape.name]
+    for row in rows:
+        try:
+            examples += read(row, shape, labels, config)
+        except BadDataError as error:
+            errors.append(error)
+    if errors:
+        more = f" ({len(errors) - 1} more rows are wrong as well)" if len(errors) > 1 else ""
+        raise BadDataError(f"{errors[0]}{more}")
+    return examples
+
+
+def label_values(rows: Iterable[Row], shape: Shape) -> list[str]:
+    """Return the label of every row that has one, as text."""
+    values = (row.values.get(shape.answer or "") for row in rows)
+    return [label_text(value) for value in values if value not in (None, "")]
+
+
+def fill(template: str, values: Mapping[str, Any], where: str) -> str:
+    """Put values into ``{column}`` places; ``{{`` and ``}}`` are braces.
+
+    Raises:
+        BadDataError: the template names a column that the row does not have.
+    """
+
+    def place(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None:
+            return match[0][0]
+        if values.get(name) is None:
+            near = get_close_matches(name, list(values), 1)
+            hint = f"did you mean {{{near[0]}}}?" if near and near[0] != name else "double a literal brace"
+            raise BadDataError(f"{where} has no {name!r}, which the prompt asks for: {hint}")
+        return label_text(values[name])
+
+    return _FIELD.sub(place, template)
+
+
+def _from_columns(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
+    if shape.name == "text-label":
+        label: str | None = labels.name_of(_field(row, shape.answer or ""), row.where)
+        completion = str(label)
+    else:
+        label, completion = None, _text(row, shape.answer or "")
+    text = _text(row, shape.text) if shape.text else ""
+    content = text
+    if config.prompt is not None:
+        given = {"text": text} if shape.text else {}
+        content = fill(config.prompt, {**row.values, **given, "labels": labels.listed()}, row.where)
+    return [_example(row, [_user(content)], completion, text or content, label, config)]
+
+
+def _from_messages(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
+    return _conversation(row, _field(row, "messages"), "role", "content", config)
+
+
+def _from_sharegpt(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
+    return _conversation(row, _field(row, "conversations"), "from", "value", config)
+
+
+def _conversation(row: Row, turns: Any, role: str, content: str, config: PrepareConfig) -> list[Example]:
+    messages = _messages(row, turns, role, content)
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise BadDataError(f"{row.where} does not end with an answer of the assistant")
+    text = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+    return [_example(row, messages[:-1], messages[-1]["content"], text, None, config)]
+
+
+def _messages(row: Row, turns: Any, role: str, content: str) -> list[Message]:
+    messages: list[Message] = []
+    for turn in turns if isinstance(turns, list) else [None]:
+        values = turn if isinstance(turn, dict) else {}
+        speaker, said = ROLES.get(str(values.get(role))), values.get(content)
+        if speaker is None or not isinstance(said, str):
+            raise BadDataError(f"{row.where} has a turn without a known {role!r} and a text {content!r}")
+        messages.append({"role": speaker, "content": said})
+    return messages
+
+
+def _from_prompt_completion(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
+    prompt, completion = _field(row, "prompt"), _field(row, "completion")
+    if isinstance(prompt, list) or isinstance(completion, list):
+        asked = prompt if isinstance(prompt, list) else [_user(label_text(prompt))]
+        said = {"role": "assistant", "content": completion}
+        answer = completion if isinstance(completion, list) else [said]
+        return _conversation(row, [*asked, *answer], "role", "content", config)
+    text = label_text(prompt)
+    content = fill(config.prompt, row.values, row.where) if config.prompt else text
+    return [_example(row, [_user(content)], label_text(completion), text, None, config)]
+
+
+def _from_alpaca(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
+    return [_instructed(row, row.values, row.name, config)]
+
+
+def _from_seed_tasks(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
+    instances = _field(row, "instances")
+    if not isinstance(instances, list) or not instances:
+        raise BadDataError(f"{row.where} has no list of instances")
+    name = _identifier(row, config)
+    several = len(instances) > 1
+    examples = []
+    for number, instance in enumerate(instances, 1):
+        if not isinstance(instance, dict):
+            raise BadDataError(f"{row.where} has an instance that is no object")
+        values = {**row.values, **instance, "id": f"{name}-{number}" if several else name}
+        examples.append(_instructed(row, values, name, config))
+    return examples
+
+
+def _instructed(row: Row, values: Mapping[str, Any], name: str, config: PrepareConfig) -> Example:
+    row = Row(row.where, name, values, row.split)
+    instruction, output = _text(row, "instruction"), _text(row, "output")
+    extra = values.get("input")
+    extra = "" if extra is None else label_text(extra)
+    text = f"{instruction}\n\n{extra}".strip()
+    content = fill(config.prompt, {**values, "input": extra}, row.where) if config.prompt else text
+    return _example(row, [_user(content)], output, text, None, config)
+
+
+def _example(
+    row: Row, messages: list[Message], completion: str, text: str, label: str | None, config: PrepareConfig
+) -> Example:
+    if config.system_prompt and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": config.system_prompt}, *messages]
+    return Example(
+        _identifier(row, config), tuple(messages), completion.strip(), text, label, row.where, row.split
+    )
+
+
+def _identifier(row: Row, config: PrepareConfig) -> str:
+    if config.id_column:
+        return _text(row, config.id_column)
+    value = next((row.values[name] for name in ID_COLUMNS if row.values.get(name) not in (None, "")), None)
+    return row.name if value is None else label_text(value)
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _field(row: Row, column: str) -> Any:
+    value = row.values.get(column)
+    if value is None:
+        raise BadDataError(f"{row.where} has no {column!r}: give it one or remove the row")
+    return value
+
+
+def _text(row: Row, column: str) -> str:
+    value = _field(row, column)
+    if isinstance(value, dict | list):
+        raise BadDataError(f"{row.where} has a {type(value).__name__} as {column!r}, expected a text")
+    return label_text(value)
+
+
+def _need_column(column: str, columns: Mapping[str, Any], key: str) -> None:
+    if column not in columns:
+        near = get_close_matches(column, list(columns), 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(columns))}"
+        raise BadDataError(f"no row has the column {column!r} that {key} names: {hint}")
+
+
+def _first(names: Sequence[str], columns: Mapping[str, Any]) -> str | None:
+    return next((name for name in names if name in columns), None)
+
+
+Reader = Callable[[Row, Shape, LabelSet, PrepareConfig], list[Example]]
+
+READERS: dict[str, Reader] = {
+    "messages": _from_messages,
+    "sharegpt": _from_sharegpt,
+    "prompt-completion": _from_prompt_completion,
+    "alpaca": _from_alpaca,
+    "seed-tasks": _from_seed_tasks,
+    "text-label": _from_columns,
+    "columns": _from_columns,
+}

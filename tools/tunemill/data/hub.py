@@ -1,0 +1,197 @@
+"""The Hugging Face Hub: model files and datasets at a pinned commit, and what goes wrong there.
+
+The token comes from ``HF_TOKEN``, or the file that ``HF_TOKEN_PATH`` or the Hub's own login
+names; it is handed to the Hub's library and is never printed or recorded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunemill.data.config import PrepareConfig
+from tunemill.data.tables import Row
+from tunemill.errors import BadDataError, DeniedError, TransientError, UsageError
+from tunemill.files import disk_errors
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE*",
+    "USE_POLICY*",
+)
+"""What of a model is fetched: no pickles, no code, no second copies in other formats."""
+
+
+def resolve_model(name: str, revision: str) -> str:
+    """Return the commit that a revision of a model stands for; 40 hex digits are one already.
+
+    Raises:
+        UsageError: the repository or the revision does not exist.
+        DeniedError: it is gated or private and the token, if any, does not open it.
+        TransientError: the Hub cannot be reached.
+    """
+    if COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    with hub_errors(name, revision):
+        return str(HfApi().model_info(name, revision=revision).sha)
+
+
+def list_model(name: str, commit: str) -> list[tuple[str, int]]:
+    """Return path and size in bytes of every file of a model.
+
+    Raises:
+        as ``resolve_model``.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    with hub_errors(name, commit):
+        tree = HfApi().list_repo_tree(name, revision=commit)
+        return [(entry.path, int(entry.size)) for entry in tree if isinstance(entry, RepoFile)]
+
+
+def download_model(name: str, commit: str, files: list[str], destination: Path) -> None:
+    """Download files of a model into a directory; what is there already is not sent again.
+
+    Raises:
+        as ``resolve_model``, and TransientError when the disk is full.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    with hub_errors(name, commit), disk_errors(destination):
+        snapshot_download(name, revision=commit, local_dir=destination, allow_patterns=files)
+
+
+def dataset_rows(config: PrepareConfig) -> list[Row]:
+    """Return the rows of a Hub dataset's configured splits.
+
+    Raises:
+        as ``resolve_model``; BadDataError when it has no such split or needs code to load.
+    """
+    from datasets import load_dataset
+
+    name = config.dataset_name
+    with hub_errors(name, str(config.dataset_revision)), disk_errors(Path(name)):
+        try:
+            data = load_dataset(name, config.dataset_config, revision=config.dataset_revision)
+        except (ValueError, RuntimeError) as error:
+            raise BadDataError(f"{name} cannot be loaded: {_line(error)}") from error
+    return _dataset_rows(data, config)
+
+
+def saved_rows(directory: Path, config: PrepareConfig) -> list[Row]:
+    """Return the rows of a folder written by ``datasets``' ``save_to_disk``.
+
+    Raises:
+        BadDataError: the folder is damaged or has no such split.
+    """
+    from datasets import load_from_disk
+
+    try:
+        data = load_from_disk(str(directory))
+        return _dataset_rows(data, config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadDataError(f"{directory} is not a whole saved dataset: {_line(error)}") from error
+
+
+def _dataset_rows(data: Any, config: PrepareConfig) -> list[Row]:
+    if not isinstance(data, dict):
+        return _rows_of(data, config.dataset_train_split, None)
+    train, test = config.dataset_train_split, config.dataset_test_split
+    for wanted in [split for split in (train, test) if split is not None]:
+        if wanted not in data:
+            raise BadDataError(
+                f"{config.dataset_name} has no split {wanted!r}, only {', '.join(map(str, data))}: "
+                "set dataset_train_split or dataset_test_split"
+            )
+    if test is None:
+        return _rows_of(data[train], train, None)
+    return _rows_of(data[train], train, "train") + _rows_of(data[test], test, "test")
+
+
+def _rows_of(data: Any, name: str, split: str | None) -> list[Row]:
+    names = {
+        column: feature.names for column, feature in data.features.items() if hasattr(feature, "int2str")
+    }
+    rows = []
+    for number, values in enumerate(data, 1):
+        for column, labels in names.items():
+            if isinstance(values.get(column), int) and values[column] >= 0:
+                values[column] = labels[values[column]]
+        rows.append(Row(f"{name} row {number}", f"{name}-{number}", values, split))
+    return rows
+
+
+@contextmanager
+def hub_errors(name: str, revision: str) -> Iterator[None]:
+    """Say in one line what the Hub or the way to it refused.
+
+    Raises:
+        UsageError, DeniedError, TransientError: see ``resolve_model``.
+    """
+    from httpx2 import HTTPError
+    from huggingface_hub import errors
+
+    at = f"{name} at {revision}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise DeniedError(
+            f"{name} is gated: accept its terms on its Hub page, then set HF_TOKEN to a token that may read"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UsageError(f"{name} has no revision {revision}: take a commit from its history") from error
+    except (errors.RepositoryNotFoundError, errors.DisabledRepoError) as error:
+        raise UsageError(
+            f"the Hub has no repository {name}, or it is private: check the name, or set HF_TOKEN"
+        ) from error
+    except errors.HFValidationError as error:
+        raise UsageError(f"{name!r} is neither a directory here nor a Hub id: {_line(error)}") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise TransientError(f"{at} cannot be fetched: HF_HUB_OFFLINE is set, unset it") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise _unreachable(at, error) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise DeniedError(f"the Hub refused {at} ({status}): check HF_TOKEN and its rights") from error
+        raise TransientError(f"the Hub answered {status} for {at}: try again later") from error
+    except (HTTPError, ConnectionError, TimeoutError) as error:
+        raise TransientError(
+            f"the Hub cannot be reached for {at}: check the network and try again"
+        ) from error
+
+
+def _unreachable(at: str, error: BaseException) -> TransientError | DeniedError:
+    cause = error.__cause__
+    if type(cause).__name__ == "OfflineModeIsEnabled":
+        return TransientError(f"{at} cannot be fetched: HF_HUB_OFFLINE is set, unset it")
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if status in (401, 403):
+        return DeniedError(f"the Hub refused {at} ({status}): check HF_TOKEN and its rights")
+    return TransientError(f"the Hub cannot be reached for {at}: check the network and try again")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,96 @@
+"""Counts tokens of prompts and completions under the base model's own tokenizer and template.
+
+Texts are rendered by ``Prompting`` and tokenized apart, without added special tokens: exactly
+what training and inference do with them. No remote code is run for a tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunemill.data.examples import Example
+from tunemill.errors import BadDataError
+from tunemill.progress import Progress
+from tunemill.prompting import Prompting
+
+BATCH = 512
+
+
+@dataclass(frozen=True)
+class Length:
+    """Tokens of one example."""
+
+    prompt: int
+    completion: int
+
+    @property
+    def total(self) -> int:
+        """Tokens of both, which is what ``max_length`` bounds."""
+        return self.prompt + self.completion
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Load a model's tokenizer from its directory, running none of its code.
+
+    Raises:
+        BadDataError: the files are missing or malformed.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        line = (str(error).splitlines() or [""])[0][:200]
+        raise BadDataError(f"the tokenizer in {directory} cannot be loaded: {line}") from error
+
+
+def count_tokens(
+    examples: Sequence[Example], prompting: Prompting, tokenizer: Any, progress: Progress
+) -> list[Length]:
+    """Return the length of every example, in order.
+
+    Raises:
+        BadDataError: the chat template refuses a conversation; names the row.
+    """
+    lengths: list[Length] = []
+    with progress.task("count tokens", len(examples), "examples") as task:
+        for start in range(0, len(examples), BATCH):
+            batch = examples[start : start + BATCH]
+            texts = [_render(example, prompting) for example in batch]
+            prompts = _count(tokenizer, [prompt for prompt, _ in texts])
+            completions = _count(tokenizer, [completion for _, completion in texts])
+            lengths += map(Length, prompts, completions)
+            task.advance(len(batch))
+    return lengths
+
+
+def special_texts(examples: Sequence[Example], tokenizer: Any) -> list[tuple[str, str]]:
+    """Return id and token for examples whose own text spells a special token.
+
+    Such a text would become control tokens in the prompt: an end of turn, say.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    tokens = {str(token) for token in tokenizer.all_special_tokens}
+    tokens |= {str(token) for token in added if token.special}
+    ordered = sorted(token for token in tokens if token.strip())
+    found = []
+    for example in examples:
+        texts = "\n".join([example.completion, *(message["content"] for message in example.prompt)])
+        found += [(example.id, token) for token in ordered if token in texts][:1]
+    return found
+
+
+def _render(example: Example, prompting: Prompting) -> tuple[str, str]:
+    try:
+        return prompting.prompt(example.prompt), prompting.completion(example.prompt, example.completion)
+    except BadDataError as error:
+        raise BadDataError(f"{example.where}: {error}") from error
+
+
+def _count(tokenizer: Any, texts: list[str]) -> list[int]:
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]

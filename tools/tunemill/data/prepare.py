@@ -1,0 +1,208 @@
+"""The prepare stage: rows in, split and deduplicated prompts with a data card out.
+
+Each step is a module of its own: find the rows (``formats``), read them as examples
+(``examples``), find repetitions (``deduplicate``), cut (``split``), count tokens (``lengths``),
+describe (``card``). Nothing here depends on time, place or thread count: the same data, base
+and seed give byte-identical files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunemill.data.card import Findings, Kept, make_card, write_card
+from tunemill.data.config import PrepareConfig
+from tunemill.data.deduplicate import find_duplicates
+from tunemill.data.examples import Example, Shape, label_values, read_examples, recognise
+from tunemill.data.formats import check_source, read_rows, source_digests
+from tunemill.data.labels import NO_LABELS, LabelSet, label_set
+from tunemill.data.lengths import Length, count_tokens, load_tokenizer, special_texts
+from tunemill.data.split import split_examples
+from tunemill.data.tables import Row
+from tunemill.errors import BadDataError
+from tunemill.files import atomic_write, write_json
+from tunemill.prompting import read_prompting
+from tunemill.work import Facts, Work
+
+SPLITS = ("train", "validation", "test")
+PRECEDENCE = {None: 0, "train": 0, "validation": 1, "test": 2}
+"""Of two near-equal rows in given splits, the one in the higher split stays."""
+
+
+def check(config: PrepareConfig) -> None:
+    """Refuse a dataset that cannot be found, before the base is pulled.
+
+    Raises:
+        UsageError: no file is there, or a Hub dataset has no revision.
+    """
+    check_source(config)
+
+
+def reads(config: PrepareConfig) -> Mapping[str, str]:
+    """Return digests of the local files, or Python's version for the demo's docstrings."""
+    return source_digests(config)
+
+
+def prepare(work: Work[PrepareConfig]) -> Facts:
+    """Write the splits, labels, task, prompting and data card into ``work.output``.
+
+    Raises:
+        BadDataError: the data are empty, malformed, or lack what the task needs.
+        TransientError: the disk is full.
+    """
+    config, base = work.config, work.inputs["base"].path
+    rows = read_rows(config)
+    shape = recognise(rows, config)
+    labels = _labels(rows, shape, config)
+    read = read_examples(rows, shape, labels, config)
+    examples = [example for example in read if not _is_blank(example)]
+    dropped = {"blank": _ids(example for example in read if _is_blank(example))}
+    work.progress.say(f"prepare: {len(rows)} rows read as {shape.name}")
+
+    prompting, tokenizer = read_prompting(base), load_tokenizer(base)
+    duplicates = find_duplicates(examples, config.near_duplicate_threshold, work.progress)
+    lengths = count_tokens(examples, prompting, tokenizer, work.progress)
+    reasons = _reasons(examples, duplicates.dropped, duplicates.groups, lengths, config.max_length)
+    for name in ("duplicate", "leak", "too_long"):
+        dropped[name] = _ids(examples[n] for n, reason in reasons.items() if reason == name)
+
+    kept = _cut(examples, reasons, duplicates.groups, lengths, config)
+    _check_kept(kept, dropped, config)
+    special = special_texts([one.example for one in kept], tokenizer)
+    digests = {Path(name).name: digest for name, digest in source_digests(config).items()}
+    findings = Findings(len(read), shape.name, dropped, duplicates.contradictions, special, digests)
+    card = make_card(kept, findings, labels, config)
+    _write(work.output, kept, labels, config)
+    write_card(work.output, card)
+    prompting.save(work.output)
+    return _facts(card, labels)
+
+
+def _labels(rows: Sequence[Row], shape: Shape, config: PrepareConfig) -> LabelSet:
+    if shape.name != "text-label":
+        return NO_LABELS
+    return label_set(config, [] if config.labels else label_values(rows, shape))
+
+
+def _is_blank(example: Example) -> bool:
+    return not example.text.strip() or not example.completion
+
+
+def _ids(examples: Any) -> list[str]:
+    return [example.id for example in examples]
+
+
+def _reasons(
+    examples: Sequence[Example],
+    repeated: frozenset[int],
+    groups: Sequence[int],
+    lengths: Sequence[Length],
+    max_length: int,
+) -> dict[int, str]:
+    """Return, for the positions to drop, the first reason that holds."""
+    highest: dict[int, int] = defaultdict(int)
+    for example, group in zip(examples, groups, strict=True):
+        highest[group] = max(highest[group], PRECEDENCE[example.split])
+    reasons: dict[int, str] = {}
+    for position, example in enumerate(examples):
+        if PRECEDENCE[example.split] < highest[groups[position]]:
+            reasons[position] = "leak"
+        elif position in repeated:
+            reasons[position] = "duplicate"
+        elif lengths[position].total > max_length:
+            reasons[position] = "too_long"
+    return reasons
+
+
+def _cut(
+    examples: Sequence[Example],
+    reasons: Mapping[int, str],
+    groups: Sequence[int],
+    lengths: Sequence[Length],
+    config: PrepareConfig,
+) -> list[Kept]:
+    positions = [n for n in range(len(examples)) if n not in reasons]
+    kept = [examples[n] for n in positions]
+    splits = split_examples(
+        kept, [groups[n] for n in positions], config.test_size, config.validation_size, config.seed
+    )
+    return [
+        Kept(example, split, groups[n], lengths[n])
+        for example, split, n in zip(kept, splits, positions, strict=True)
+    ]
+
+
+def _check_kept(kept: Sequence[Kept], dropped: Mapping[str, Sequence[str]], config: PrepareConfig) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for one in kept:
+        key = (one.example.split or "", one.example.id)
+        if key in seen:
+            raise BadDataError(
+                f"{seen[key]} and {one.example.where} have the same id {one.example.id!r}: "
+                "set id_column to a column that tells rows apart"
+            )
+        seen[key] = one.example.where
+    if not any(one.split == "train" for one in kept):
+        why = (
+            ", ".join(f"{len(ids)} {reason}" for reason, ids in dropped.items() if ids) or "all are held out"
+        )
+        raise BadDataError(f"{config.dataset_name} leaves no row to train on: {why}")
+
+
+def _write(directory: Path, kept: Sequence[Kept], labels: LabelSet, config: PrepareConfig) -> None:
+    for split in SPLITS:
+        rows = [one for one in kept if one.split == split]
+        if rows:
+            _write_parquet(directory / f"{split}.parquet", rows)
+    write_json(directory / "labels.json", labels.as_json())
+    write_json(
+        directory / "task.json",
+        {
+            "task": config.task or Path(config.dataset_name).stem,
+            "form": "label" if labels.labels else "text",
+            "system_prompt": config.system_prompt,
+            "prompt": config.prompt,
+            "max_length": config.max_length,
+        },
+    )
+
+
+def _write_parquet(path: Path, kept: Sequence[Kept]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    schema = pyarrow.schema(
+        [
+            ("id", pyarrow.string()),
+            ("prompt", pyarrow.list_(message)),
+            ("completion", pyarrow.string()),
+            ("text", pyarrow.string()),
+            ("label", pyarrow.string()),
+            ("group", pyarrow.int64()),
+        ]
+    )
+    columns = {
+        "id": [one.example.id for one in kept],
+        "prompt": [list(one.example.prompt) for one in kept],
+        "completion": [one.example.completion for one in kept],
+        "text": [one.example.text for one in kept],
+        "label": [one.example.label for one in kept],
+        "group": [one.group for one in kept],
+    }
+    with atomic_write(path) as target:
+        pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), target, compression="zstd")
+
+
+def _facts(card: Mapping[str, Any], labels: LabelSet) -> Facts:
+    return {
+        "rows": card["rows"],
+        "rows_read": card["rows_read"],
+        "dropped": card["dropped"],
+        "form": "label" if labels.labels else "text",
+        "labels": len(labels.labels),
+        "near_duplicate_groups": card["near_duplicate_groups"],
+    }

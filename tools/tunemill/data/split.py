@@ -1,0 +1,72 @@
+"""Cuts examples into train, validation and test: groups stay whole, labels keep their share.
+
+The cut depends on the seed, the groups and their order alone, so that the same data and seed
+give the same split on every machine. A split that the source gives is kept as it is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+
+from tunemill.data.examples import Example
+
+
+def split_examples(
+    examples: Sequence[Example],
+    groups: Sequence[int],
+    test_size: float,
+    validation_size: float,
+    seed: int,
+) -> list[str]:
+    """Return for every example ``train``, ``validation`` or ``test``.
+
+    A group goes as a whole where its first example's label puts it; of every label with enough
+    groups, at least one is held out. A label's share is kept within the size of one group.
+    Where the source gives a test or validation set, only what it leaves is cut.
+    """
+    given = {example.split for example in examples}
+    splits = [example.split or "train" for example in examples]
+    shares: dict[str, float] = {}
+    if "test" not in given:
+        shares["test"] = test_size
+    if "validation" not in given:
+        shares["validation"] = validation_size
+    strata = _strata(examples, groups, splits)
+    for label in sorted(strata, key=str):
+        chosen = _hold_out(strata[label], shares, random.Random(f"{seed} {label}"))
+        for position, split in chosen.items():
+            splits[position] = split
+    return splits
+
+
+def _strata(
+    examples: Sequence[Example], groups: Sequence[int], splits: Sequence[str]
+) -> dict[Hashable, list[list[int]]]:
+    members: dict[int, list[int]] = defaultdict(list)
+    for position, group in enumerate(groups):
+        if splits[position] == "train":
+            members[group].append(position)
+    strata: dict[Hashable, list[list[int]]] = defaultdict(list)
+    for positions in members.values():
+        strata[examples[positions[0]].label].append(positions)
+    return strata
+
+
+def _hold_out(
+    groups: list[list[int]], shares: Mapping[str, float], random_source: random.Random
+) -> dict[int, str]:
+    """Hold out groups of one label, in random order, until each share is reached."""
+    total = sum(len(group) for group in groups)
+    left = list(groups)
+    random_source.shuffle(left)
+    chosen: dict[int, str] = {}
+    for split, share in shares.items():
+        wanted = max(1, round(total * share)) if share > 0 else 0
+        for group in list(left):
+            if len(group) <= wanted and len(left) > 1:  # something must be left to learn from
+                wanted -= len(group)
+                left.remove(group)
+                chosen.update(dict.fromkeys(group, split))
+    return chosen
