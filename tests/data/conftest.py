@@ -30,9 +30,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, list[int], by
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
         offset += len(data)
     text = json.dumps(header).encode()
-    path.write_bytes(
-        struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values())
-    )
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
 
 
 @pytest.fixture(scope="session")
@@ -73,18 +71,14 @@ def work(tmp_path: Path) -> Callable[..., Work[Any]]:
         output, scratch = tmp_path / name, tmp_path / "scratch"
         output.mkdir()
         scratch.mkdir(exist_ok=True)
-        given = {
-            role: Input(f"{role}@sha256:0", "0", role, path, facts={}) for role, path in inputs.items()
-        }
+        given = {role: Input(f"{role}@sha256:0", "0", role, path, facts={}) for role, path in inputs.items()}
         return Work(config, given, output, scratch, Progress(io.StringIO()), checkpoints=None)  # type: ignore[arg-type]
 
     return make
 
 
 @pytest.fixture
-def prepared(
-    base: Path, work: Callable[..., Work[Any]]
-) -> Callable[..., tuple[Path, Facts]]:
+def prepared(base: Path, work: Callable[..., Work[Any]]) -> Callable[..., tuple[Path, Facts]]:
     """Run prepare with the given configuration; return its output and facts."""
     from tunemill.data.prepare import prepare
 

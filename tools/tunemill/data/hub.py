@@ -6,37 +6,35 @@ names; it is handed to the Hub's library and is never printed or recorded.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunemill.data.config import PrepareConfig
 from tunemill.data.tables import Row
-from tunemill.errors import BadDataError, DeniedError, TransientError, UsageError
-from tunemill.files import disk_errors
+from tunemill.errors import BadDataError, DeniedError, IntegrityError, TransientError, UsageError
+from tunemill.files import disk_errors, sha256_file
+from tunemill.progress import Progress
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+WORKERS = 4
+"""Files fetched at once; the Hub's client opens further connections for each large one."""
 
-MODEL_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE*",
-    "USE_POLICY*",
-)
-"""What of a model is fetched: no pickles, no code, no second copies in other formats."""
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository."""
+
+    path: str
+    size: int
+    """Bytes."""
+    digest: str | None
+    """Hex sha256 where the Hub knows it, that is, for large files."""
 
 
 def resolve_model(name: str, revision: str) -> str:
@@ -49,38 +47,66 @@ def resolve_model(name: str, revision: str) -> str:
     """
     if COMMIT.fullmatch(revision):
         return revision
-    from huggingface_hub import HfApi
-
     with hub_errors(name, revision):
-        return str(HfApi().model_info(name, revision=revision).sha)
+        return str(_api().model_info(name, revision=revision).sha)
 
 
-def list_model(name: str, commit: str) -> list[tuple[str, int]]:
-    """Return path and size in bytes of every file of a model.
+def list_model(name: str, commit: str) -> list[HubFile]:
+    """Return the files in a model's top directory.
 
     Raises:
-        as ``resolve_model``.
+        UsageError, DeniedError, TransientError: as ``resolve_model``.
     """
-    from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     with hub_errors(name, commit):
-        tree = HfApi().list_repo_tree(name, revision=commit)
-        return [(entry.path, int(entry.size)) for entry in tree if isinstance(entry, RepoFile)]
+        tree = _api().list_repo_tree(name, revision=commit)
+        return [
+            HubFile(entry.path, int(entry.size), entry.lfs.sha256 if entry.lfs else None)
+            for entry in tree
+            if isinstance(entry, RepoFile)
+        ]
 
 
-def download_model(name: str, commit: str, files: list[str], destination: Path) -> None:
-    """Download files of a model into a directory; what is there already is not sent again.
+def download_model(
+    name: str, commit: str, files: Sequence[HubFile], destination: Path, progress: Progress
+) -> None:
+    """Download files of a model; what a killed attempt has left is taken up again.
 
     Raises:
-        as ``resolve_model``, and TransientError when the disk is full.
+        IntegrityError: a file is not what the Hub's listing promised.
+        UsageError, DeniedError, TransientError: as ``resolve_model``, or the disk is full.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    disable_progress_bars()
-    with hub_errors(name, commit), disk_errors(destination):
-        snapshot_download(name, revision=commit, local_dir=destination, allow_patterns=files)
+    disable_progress_bars()  # ours is shown instead
+
+    def download(file: HubFile) -> None:
+        with hub_errors(name, commit), disk_errors(destination):
+            _api().hf_hub_download(name, file.path, revision=commit, local_dir=destination)
+        _verify(destination / file.path, file)
+        task.advance(file.size)
+
+    total = sum(file.size for file in files)
+    with progress.task(f"download {name}", total, "B") as task, ThreadPoolExecutor(WORKERS) as pool:
+        for done in [pool.submit(download, file) for file in files]:
+            done.result()
+
+
+def _verify(path: Path, file: HubFile) -> None:
+    size = path.stat().st_size
+    if size != file.size or (file.digest and sha256_file(path) != file.digest):
+        path.unlink()
+        raise IntegrityError(
+            f"{file.path} arrived damaged ({size} of {file.size} bytes): it was removed, fetch again"
+        )
+
+
+def _api() -> Any:
+    """The Hub's client, at the endpoint that the environment names now."""
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
 
 
 def dataset_rows(config: PrepareConfig) -> list[Row]:
@@ -176,6 +202,8 @@ def hub_errors(name: str, revision: str) -> Iterator[None]:
         status = error.response.status_code
         if status in (401, 403):
             raise DeniedError(f"the Hub refused {at} ({status}): check HF_TOKEN and its rights") from error
+        if status == 404:
+            raise UsageError(f"the Hub does not have {at}: check the name and the revision") from error
         raise TransientError(f"the Hub answered {status} for {at}: try again later") from error
     except (HTTPError, ConnectionError, TimeoutError) as error:
         raise TransientError(
