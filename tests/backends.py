@@ -6,6 +6,7 @@ Fixtures for ``tests/store`` and ``tests/faults``; each folder's ``conftest.py``
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from moto.s3 import models
 from moto.server import ThreadedMotoServer
 
 from tunemill.progress import Progress
@@ -27,11 +29,14 @@ BACKENDS = [
     pytest.param("real", id="real", marks=pytest.mark.s3),
 ]
 MIB = 1 << 20
+SMALL_PART = 256 << 10  # bytes; moto and directories take it
 SMALL = Transfer(part=5 * MIB, workers=2)  # the smallest part S3 allows
 
 
 @pytest.fixture(scope="session")
 def moto_endpoint() -> Iterator[str]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request hides the failure
+    models.S3_UPLOAD_PART_MIN_SIZE = SMALL_PART  # moto's own setting; it is slow with real parts
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

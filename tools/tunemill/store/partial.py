@@ -133,6 +133,13 @@ def open_partial(folder: Path, file: File, part_size: int) -> Iterator[Partial]:
         os.close(descriptor)
 
 
+def discard_orphans(folder: Path) -> None:
+    """Remove records whose file a pull moved into the cache just before it was killed."""
+    for record in folder.glob("*.done"):
+        if not record.with_suffix("").exists():
+            record.unlink(missing_ok=True)
+
+
 def _locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -23,7 +23,7 @@ from tunemill.store import keys
 from tunemill.store.backend import Backend, Transfer
 from tunemill.store.manifest import File
 from tunemill.store.names import check_paths
-from tunemill.store.partial import VERIFIED, open_partial
+from tunemill.store.partial import VERIFIED, discard_orphans, open_partial
 
 
 def cache_directory() -> Path:
@@ -77,6 +77,7 @@ def fill_cache(
     with disk_errors(cache):
         for folder in (cache / ".partial", cache / "blobs" / "sha256"):
             folder.mkdir(parents=True, exist_ok=True)
+    discard_orphans(cache / ".partial")
     small = [file for file in missing if file.size <= transfer.part]
     with progress.task("pull", total, "B") as task:
         with ThreadPoolExecutor(transfer.workers, "pull") as workers:
