@@ -1,10 +1,11 @@
 """Garbage collection: removes what nothing names any more, and never what a publish relies on.
 
-Marked is whatever a tag, a step of a branch or a young lease names, and everything reached from there:
-manifests, their blobs, and the inputs their provenance names. A candidate is unmarked and older than the
-grace period by the server's clock. ``plan`` only reads. ``sweep`` announces its candidates, waits, marks
-again and deletes what is still unmarked (``lease.py`` tells why no publish can be hurt). Killed at any
-moment it leaves nothing but candidates for the next run: references go before manifests before blobs.
+Marked is whatever a tag, a step of a branch or a young lease names, every young manifest, and all that is
+reached from there: manifests, their blobs, and the inputs their provenance names. A candidate is unmarked
+and older than the grace period by the server's clock. ``plan`` only reads. ``sweep`` announces its
+candidates, waits, marks again and deletes what is still unmarked (``lease.py`` tells why no publish can be
+hurt). Killed at any moment it leaves nothing but candidates for the next run: references go before
+manifests before blobs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ GRACE = timedelta(days=7)
 SETTLE_SECONDS = 2.0  # the protocol needs no wait on a store that doctor found fit; this is a margin
 BATCH = 10_000  # digests announced at once; an announcement holds 15,000
 WORKERS = 16
+NAMELESS_GRACE = timedelta(hours=1)  # of files a directory store writes small objects by, for a moment each
 DELETE_WITHIN = COLLECTION_LIFE / 2  # publishers trust the whole life, so a late request still fits in it
 
 
@@ -169,9 +171,14 @@ def _plan(backend: Backend, graph: Graph, grace: timedelta, progress: Progress) 
     uploads = tuple(
         upload
         for upload in backend.unfinished()
-        if now - upload.started > grace and _digest(upload.key) not in leased
+        if now - upload.started > _upload_grace(upload, grace) and _digest(upload.key) not in leased
     )
     return Plan(named.superseded, tuple(objects), uploads, tuple(_leftovers(backend, now, grace)))
+
+
+def _upload_grace(upload: Unfinished, grace: timedelta) -> timedelta:
+    """No lease names what has no key, so its age alone has to tell that its writer is gone."""
+    return grace if upload.key else max(grace, NAMELESS_GRACE)
 
 
 def _sweep_batch(
@@ -203,7 +210,9 @@ def _mark(backend: Backend, graph: Graph, before: datetime) -> tuple[set[str], N
     """
     leased = _leased(backend)
     named = _references(backend, graph, before)
-    return leased, named, leased | graph.reach(named.roots)
+    # A manifest that stays for its youth keeps its blobs: found by its digest, it has to be whole.
+    young = {_digest(entry.key) for entry in backend.list(keys.MANIFESTS) if entry.modified >= before}
+    return leased, named, leased | graph.reach(named.roots | young)
 
 
 def _leased(backend: Backend) -> set[str]:

@@ -90,7 +90,8 @@ class S3Backend(Backend):
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         if not date:
             raise ConfigurationError(f"{self._where} sends no Date, which ages of leases are counted by")
-        return parsedate_to_datetime(date)
+        # Some proxies add a second Date, and then the zone is lost; HTTP knows no other than GMT.
+        return parsedate_to_datetime(date).replace(tzinfo=UTC)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See the base class."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -15,6 +17,7 @@ from tunemill.errors import ConflictError, IntegrityError, UsageError
 from tunemill.progress import Progress
 from tunemill.store import keys
 from tunemill.store.backend import Backend, Transfer
+from tunemill.store.lease import drop_lease, wait_for_collections, write_lease
 from tunemill.store.local import LocalBackend
 from tunemill.store.manifest import (
     LARGEST_MANIFEST,
@@ -135,8 +138,10 @@ class Store:
         Raises:
             ConflictError: other writers kept winning.
         """
-        size = len(self._need_manifest(artifact.name, artifact.digest))
-        advance(self.backend, artifact.name, artifact.digest, size)
+        last = newest(self.backend, artifact.name)
+        if last is None or last[1].digest != artifact.digest:
+            with self._kept(artifact) as size:
+                advance(self.backend, artifact.name, artifact.digest, size)
 
     def tag(self, reference: str, tag: str) -> None:
         """Give an artifact a further tag of its name, for ever.
@@ -145,7 +150,9 @@ class Store:
             UsageError: the reference does not exist, or the tag is malformed.
             ConflictError: the tag exists with other content.
         """
-        self._commit(self.resolve(reference), check_tag(tag))
+        artifact = self.resolve(reference)
+        with self._kept(artifact):
+            self._commit(artifact, check_tag(tag))
 
     def pull(self, artifact: Artifact, destination: Path, progress: Progress) -> None:
         """Put an artifact's files, read-only, under ``destination``, which appears whole or not at all.
@@ -217,6 +224,22 @@ class Store:
         if artifact.name != name:
             raise IntegrityError(f"{name} in {self.url} names a manifest of {artifact.name}")
         return artifact
+
+    @contextmanager
+    def _kept(self, artifact: Artifact) -> Iterator[int]:
+        """Keep collection away from an artifact that nothing may name yet; yields its manifest's size.
+
+        Raises:
+            IntegrityError: it was collected just now.
+        """
+        own = artifact.digest.removeprefix("sha256:")
+        digests = [own, *(blob.hex for blob in self.manifest(artifact).blobs)]
+        lease = write_lease(self.backend, digests)
+        try:
+            wait_for_collections(self.backend, digests, Progress(quiet=True))
+            yield len(self._need_manifest(artifact.name, artifact.digest))
+        finally:
+            drop_lease(self.backend, lease)
 
     def _held(self, package: Package) -> Artifact | None:
         """Return what a tag of the draft names already, when that has the same content."""
