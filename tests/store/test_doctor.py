@@ -57,12 +57,7 @@ class Server:
         if method == refused and "/probes/" in path:
             return refusal("403 Forbidden", "AccessDenied")
         special = {"loses races": self.race, "remembers misses": self.stale, "lists late": self.late}
-        reply = special.get(self.fault, lambda *_: None)(environ, method, path) or self.forward(environ)
-        if self.fault == "wrong clock":
-            date = formatdate(time.time() + 3600, usegmt=True)
-            headers = [(name, value) for name, value in reply[1] if name.lower() != "date"]
-            return reply[0], [*headers, ("Date", date)], reply[2]
-        return reply
+        return special.get(self.fault, lambda *_: None)(environ, method, path) or self.forward(environ)
 
     def race(self, environ: dict[str, Any], method: str, path: str) -> Reply | None:
         """Look first and write then, as Swift's s3api does."""
@@ -117,13 +112,21 @@ def refusal(status: str, code: str) -> Reply:
     return status, [("Content-Type", "application/xml"), ("Content-Length", str(len(content)))], content
 
 
+class LateHandler(MotoRequestHandler):
+    """Sends a Date that is an hour ahead."""
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return formatdate(time.time() + 3600, usegmt=True)
+
+
 @pytest.fixture
 def faulty(moto: S3Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], S3Backend]]:
     """Return a function that opens a fresh bucket on a server with a fault."""
     servers = []
 
     def start(fault: str) -> S3Backend:
-        server = make_server("127.0.0.1", 0, Server(fault), threaded=True, request_handler=MotoRequestHandler)
+        handler = LateHandler if fault == "wrong clock" else MotoRequestHandler
+        server = make_server("127.0.0.1", 0, Server(fault), threaded=True, request_handler=handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
