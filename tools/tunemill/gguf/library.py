@@ -1,0 +1,79 @@
+"""The one door to llama.cpp: requests to a child process that loads it.
+
+The parent never loads the library, so an ``abort`` in it becomes an error line, not a lost stage.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunemill.files import write_json
+from tunemill.gguf.child import Limits, fail, machine_memory, read_result, run
+
+SECONDS = 24 * 3600.0  # a 70B model is quantized in a few hours on a slow machine
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back from the child."""
+
+    value: Any
+    llama: dict[str, str]
+    """Version, ``ggml_version``, ``ggml_commit`` and ``system_info`` of the library."""
+    log: str
+
+
+@dataclass(frozen=True)
+class Library:
+    """llama.cpp, one child process per request."""
+
+    scratch: Path
+    stop: threading.Event
+
+    def quantize(
+        self, source: Path, target: Path, settings: dict[str, Any], tick: Callable[[], None]
+    ) -> Answer:
+        """Quantize ``source`` to ``target``; ``settings`` are ``llama_model_quantize_params``.
+
+        Raises:
+            BadDataError: llama.cpp cannot; the message ends with its reason.
+        """
+        request = {"task": "quantize", "source": str(source), "target": str(target), "settings": settings}
+        return self._ask(request, f"quantizing {source.name}", tick)
+
+    def tokenize(self, model: Path, texts: Sequence[str]) -> Answer:
+        """Return ``{"ids": one list per text, "size": of the vocabulary, "bos": id}``.
+
+        Raises:
+            BadDataError: llama.cpp cannot read the vocabulary.
+        """
+        return self._ask({"task": "tokenize", "model": str(model), "texts": list(texts)}, model.name)
+
+    def load(self, model: Path) -> Answer:
+        """Load a model once with all its tensors; return ``{"parameters", "bytes"}``.
+
+        Raises:
+            BadDataError: llama.cpp cannot load it, or a tensor holds invalid numbers.
+        """
+        return self._ask({"task": "load", "model": str(model)}, f"loading {model.name}")
+
+    @property
+    def log(self) -> Path:
+        """Where the running child writes."""
+        return self.scratch / "llama" / "log"
+
+    def _ask(self, request: dict[str, Any], subject: str, tick: Callable[[], None] = lambda: None) -> Answer:
+        directory = self.scratch / "llama"
+        file = directory / "request.json"
+        answer_file = file.with_suffix(".answer.json")
+        answer_file.unlink(missing_ok=True)
+        write_json(file, request)
+        limits = Limits(SECONDS, machine_memory())
+        ended = run(["tunemill.gguf.worker", str(file)], directory, limits, self.stop, tick)
+        fail(ended, subject, limits)
+        answer = read_result(answer_file)
+        return Answer(answer["answer"], answer["llama"], ended.log)

@@ -1,0 +1,100 @@
+"""What runs inside the child processes that touch llama.cpp: ``python -m tunemill.gguf.worker``.
+
+A request is a JSON file; the answer is written beside it. llama.cpp may end this process at any
+moment: the parent sees that, and its log says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunemill.files import write_json
+
+
+def main(request_file: str) -> None:
+    """Answer one request."""
+    request = json.loads(Path(request_file).read_text("utf-8"))
+    tasks: Mapping[str, Callable[..., Any]] = {"quantize": quantize, "tokenize": tokenize, "load": load}
+    llama_cpp = _library()
+    answer = tasks[request.pop("task")](llama_cpp, **request)
+    write_json(Path(request_file).with_suffix(".answer.json"), {"llama": about(llama_cpp), "answer": answer})
+
+
+def _library() -> Any:
+    import llama_cpp
+
+    def write(_level: int, text: bytes, _data: object) -> None:
+        os.write(2, text)
+
+    llama_cpp.tunemill_log = llama_cpp.llama_log_callback(write)  # must outlive every call
+    llama_cpp.llama_log_set(llama_cpp.tunemill_log, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def about(llama_cpp: Any) -> dict[str, str]:
+    """Return what identifies the library: version, ggml's build, and what it was compiled to use."""
+    base = ctypes.CDLL(str(next(Path(llama_cpp.__file__).parent.glob("lib/*ggml-base.*"))))
+    facts = {"version": llama_cpp.__version__, "system_info": llama_cpp.llama_print_system_info().decode()}
+    for name in ("ggml_version", "ggml_commit"):
+        function = getattr(base, name)
+        function.restype = ctypes.c_char_p
+        facts[name] = function().decode()
+    return facts
+
+
+def quantize(llama_cpp: Any, source: str, target: str, settings: dict[str, Any]) -> None:
+    """Quantize one file with llama.cpp's own quantizer."""
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    for name, value in settings.items():
+        setattr(parameters, name, value)
+    status = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters))
+    if status != 0:
+        sys.exit(1)  # the log says why
+
+
+def tokenize(llama_cpp: Any, model: str, texts: list[str]) -> dict[str, Any]:
+    """Tokenize texts as inference does: nothing added, special tokens recognised."""
+    vocabulary = llama_cpp.llama_model_get_vocab(_model(llama_cpp, model, vocab_only=True))
+    return {
+        "ids": [_ids(llama_cpp, vocabulary, text) for text in texts],
+        "size": llama_cpp.llama_vocab_n_tokens(vocabulary),
+        "bos": llama_cpp.llama_vocab_bos(vocabulary),
+    }
+
+
+def _ids(llama_cpp: Any, vocabulary: Any, text: str) -> list[int]:
+    data = text.encode()
+    room = len(data) + 16  # a token is at least a byte, but for a prefixed space
+    tokens = (llama_cpp.llama_token * room)()
+    count = llama_cpp.llama_tokenize(vocabulary, data, len(data), tokens, room, False, True)
+    if count < 0:
+        sys.exit(f"error: llama.cpp needs {-count} tokens for {len(data)} bytes")
+    return list(tokens[:count])
+
+
+def load(llama_cpp: Any, model: str) -> dict[str, Any]:
+    """Load a model with its tensors, as inference would, and check their numbers."""
+    loaded = _model(llama_cpp, model, vocab_only=False)
+    return {"parameters": llama_cpp.llama_model_n_params(loaded), "bytes": llama_cpp.llama_model_size(loaded)}
+
+
+def _model(llama_cpp: Any, path: str, vocab_only: bool) -> Any:
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.vocab_only = vocab_only
+    parameters.check_tensors = True
+    parameters.n_gpu_layers = 0
+    model = llama_cpp.llama_model_load_from_file(path.encode(), parameters)
+    if not model:
+        sys.exit(1)
+    return model
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
