@@ -19,6 +19,7 @@ import click
 
 from tunemill import __version__
 from tunemill.errors import ConfigurationError, Interrupted, TransientError, TunemillError
+from tunemill.signals import handled
 from tunemill.stages import LISTED
 
 BUG = 70  # sysexits' EX_SOFTWARE
@@ -85,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code, after a line on stderr when it failed."""
     try:
-        result = tree.main(args=list(arguments), prog_name="tunemill", standalone_mode=False)
+        with handled() as signals:
+            result = tree.main(args=list(arguments), prog_name="tunemill", standalone_mode=False, obj=signals)
     except click.ClickException as error:
         return _click_failure(error)
     except (click.exceptions.Abort, KeyboardInterrupt):

@@ -53,3 +53,12 @@ def load_stage(name: str) -> Stage[Any]:
 def load_stages() -> dict[str, Stage[Any]]:
     """Import every stage's declaration, in the order of the pipeline."""
     return {name: load_stage(name) for name in LISTED}
+
+
+def known_keys() -> dict[str, tuple[str, ...]]:
+    """Return every recipe key with the names of the stages that take it."""
+    keys: dict[str, tuple[str, ...]] = {}
+    for name, stage in load_stages().items():
+        for key in stage.config.model_fields:
+            keys[key] = (*keys.get(key, ()), name)
+    return keys

@@ -1,0 +1,308 @@
+"""The one way to run a stage: resolve, look for the output, pull, work, publish.
+
+``plan`` decides without changing anything; ``execute`` does it. An action that has an output is not run
+again. Killed at any moment, nothing half-done is visible, and the same action finds its scratch again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tunemill import __version__
+from tunemill.action import action_key, action_tag, resolved
+from tunemill.checkpoints import StoredCheckpoints, checkpoint_name
+from tunemill.errors import ConflictError, UsageError
+from tunemill.files import disk_errors
+from tunemill.host import Host, this_host
+from tunemill.progress import Progress
+from tunemill.recipe import Recipe
+from tunemill.signals import Signals
+from tunemill.store import Artifact, Draft, Provenance, Store
+from tunemill.store.pull import cache_directory
+from tunemill.work import Facts, Input, Stage, StageConfig, Work
+
+log = logging.getLogger("tunemill")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What running a stage would take and give."""
+
+    stage: Stage[Any]
+    recipe: Recipe
+    config: StageConfig
+    output: str
+    """Name of the output."""
+    inputs: Mapping[str, Artifact]
+    missing: Mapping[str, str]
+    """Role to what is wrong, of inputs that do not exist (yet)."""
+    reads: Mapping[str, str]
+    """Digests of what the work reads that is no artifact."""
+    host: Host
+    key: str | None
+    """Action key; None while inputs are missing."""
+    existing: Artifact | None
+    """The output, when an equal action has made it."""
+
+    def settings(self) -> list[tuple[str, Any, str]]:
+        """Return key, value and origin of the whole configuration."""
+        return [(key, value, self.recipe.origin(key)) for key, value in resolved(self.config).items()]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a stage."""
+
+    plan: Plan
+    artifact: Artifact
+    reused: bool
+    seconds: float
+
+    def record(self) -> dict[str, Any]:
+        """Return it as plain JSON values: the line that ``--json`` prints."""
+        return {
+            "stage": self.plan.stage.name,
+            "reference": self.artifact.reference,
+            "name": self.artifact.name,
+            "digest": self.artifact.digest,
+            "content": self.artifact.content,
+            "kind": self.artifact.kind,
+            "size": self.artifact.size,
+            "reused": self.reused,
+            "seconds": round(self.seconds, 3),
+            "action_key": self.plan.key,
+            "inputs": {role: artifact.reference for role, artifact in self.plan.inputs.items()},
+            "facts": dict(self.artifact.facts),
+        }
+
+
+# Which stage makes which kind, for the hint when an input is missing.
+MAKERS = {
+    "base": "fetch",
+    "data": "prepare",
+    "adapter": "train",
+    "merged": "merge",
+    "gguf": "convert",
+    "predictions": "infer",
+    "report": "evaluate",
+}
+
+
+def plan(store: Store, stage: Stage[Any], recipe: Recipe, chosen: Mapping[str, str]) -> Plan:
+    """Resolve configuration and inputs, and look whether the output exists.
+
+    ``chosen`` maps roles to references that replace the defaults.
+
+    Raises:
+        UsageError: the configuration is wrong, or ``chosen`` names an unknown role.
+    """
+    if unknown := sorted(set(chosen) - set(stage.inputs)):
+        takes = ", ".join(stage.inputs) or "none"
+        raise UsageError(f"{stage.name} has no input '{unknown[0]}'; its inputs: {takes}")
+    config = recipe.configure(stage)
+    output = recipe.format(stage.output, config)
+    references = {
+        role: chosen[role] if role in chosen else recipe.format(template, config)
+        for role, template in stage.inputs.items()
+    }
+    inputs, missing = _find_inputs(store, stage, references)
+    host = this_host()
+    if missing:
+        return Plan(stage, recipe, config, output, inputs, missing, {}, host, None, None)
+    reads = stage.load(stage.reads)(config) if stage.reads else {}
+    contents = {role: artifact.content for role, artifact in inputs.items()}
+    key = action_key(stage, config, contents, reads, host)
+    existing = store.find(f"{output}:{action_tag(key)}")
+    return Plan(stage, recipe, config, output, inputs, missing, reads, host, key, existing)
+
+
+def check(planned: Plan) -> None:
+    """Run the stage's own check of its configuration, unless the output exists already.
+
+    Raises:
+        TunemillError: what the stage finds wrong.
+    """
+    if planned.existing is None and planned.stage.check:
+        planned.stage.load(planned.stage.check)(planned.config)
+
+
+def execute(store: Store, planned: Plan, progress: Progress, signals: Signals) -> Outcome:
+    """Make the output, or take the one that exists, and make it the newest of its name.
+
+    Raises:
+        UsageError: an input does not exist.
+        TunemillError: what the check or the work finds wrong; nothing became visible.
+    """
+    started = time.monotonic()
+    if planned.existing is not None:
+        return _reuse(store, planned, planned.existing, started)
+    check(planned)
+    if planned.key is None:
+        raise UsageError("; ".join(planned.missing.values()))
+    folder = cache_directory() / "work" / planned.key
+    with _alone(folder):
+        made_meanwhile = store.find(_tagged(planned))
+        if made_meanwhile is not None:
+            return _reuse(store, planned, made_meanwhile, started)
+        artifact = _make(store, planned, folder, progress, signals)
+    return Outcome(planned, artifact, False, time.monotonic() - started)
+
+
+def _reuse(store: Store, planned: Plan, existing: Artifact, started: float) -> Outcome:
+    log.info("%s: reusing %s", planned.stage.name, existing.reference)
+    store.advance(existing)
+    return Outcome(planned, existing, True, time.monotonic() - started)
+
+
+def _make(store: Store, planned: Plan, folder: Path, progress: Progress, signals: Signals) -> Artifact:
+    stage = planned.stage
+    provenance = _provenance(planned)
+    name = checkpoint_name(planned.output.partition("/")[0], provenance.action_key)
+    output, scratch = folder / "output", folder / "scratch"
+    try:
+        with disk_errors(folder):
+            _discard(folder / "inputs", output)
+            for directory in (output, scratch):
+                directory.mkdir(parents=True, exist_ok=True)
+        work = Work(
+            config=planned.config,
+            inputs=_pull(store, planned, folder / "inputs", progress),
+            output=output,
+            scratch=scratch,
+            progress=progress,
+            checkpoints=StoredCheckpoints(store, name, provenance, progress),
+            stop=signals.stop,
+        )
+        log.info("%s: running for %s", stage.name, planned.output)
+        with disk_errors(folder), signals.saved_by_work() if stage.stops_itself else nullcontext():
+            facts = stage.load(stage.work)(work)
+        artifact = _publish(store, planned, output, facts, provenance, progress)
+        shutil.rmtree(scratch)
+        return artifact
+    finally:
+        _tidy(folder)
+
+
+def _publish(
+    store: Store, planned: Plan, output: Path, facts: Facts, provenance: Provenance, progress: Progress
+) -> Artifact:
+    finished = replace(
+        provenance,
+        finished=datetime.now(UTC),
+        llama_cpp=facts.get("llama_cpp", provenance.llama_cpp),
+    )
+    tag = action_tag(provenance.action_key)
+    draft = Draft(planned.output, planned.stage.kind, output, facts, finished, (tag,))
+    try:
+        return store.publish(draft, progress)
+    except ConflictError:
+        winner = store.find(_tagged(planned))
+        if winner is None:
+            raise
+        log.warning("%s: another run of the same action was first; its output is used", planned.stage.name)
+        store.advance(winner)
+        return winner
+
+
+def _provenance(planned: Plan) -> Provenance:
+    """Return how the output comes to be, as far as it is known before the work."""
+    config = resolved(planned.config)
+    now = datetime.now(UTC)
+    return Provenance(
+        stage=planned.stage.name,
+        tool_version=__version__,
+        config={**config, **({"reads": dict(planned.reads)} if planned.reads else {})},
+        origins={key: planned.recipe.origin(key) for key in config},
+        inputs={role: artifact.reference for role, artifact in planned.inputs.items()},
+        host=planned.host.record(),
+        action_key=planned.key or "",
+        image=os.environ.get("TUNEMILL_IMAGE"),
+        llama_cpp=planned.host.llama_cpp if planned.stage.binds_host else None,
+        started=now,
+        finished=now,
+    )
+
+
+def _find_inputs(
+    store: Store, stage: Stage[Any], references: Mapping[str, str]
+) -> tuple[dict[str, Artifact], dict[str, str]]:
+    found: dict[str, Artifact] = {}
+    missing: dict[str, str] = {}
+    for role, reference in references.items():
+        try:
+            found[role] = store.resolve(reference)
+        except UsageError as error:
+            missing[role] = f"{stage.name} needs {role}: {error}{_remedy(stage.inputs[role])}"
+    for role, artifact in found.items():
+        wanted = _kind(stage.inputs[role])
+        if artifact.kind != wanted:
+            raise UsageError(f"--input {role}: {artifact.reference} is {artifact.kind}, expected {wanted}")
+    return found, missing
+
+
+def _kind(template: str) -> str:
+    """Return what kind a default reference is of: names end in their kind, but for ``base/MODEL``."""
+    project, _, last = template.partition("/")
+    return "base" if project == "base" else last.partition("-")[0]
+
+
+def _remedy(template: str) -> str:
+    kind = _kind(template)
+    maker = "quantize" if "{quant}" in template and kind == "gguf" else MAKERS[kind]
+    return f" (to make it: tunemill {maker})"
+
+
+def _tagged(planned: Plan) -> str:
+    return f"{planned.output}:{action_tag(planned.key or '')}"
+
+
+def _pull(store: Store, planned: Plan, folder: Path, progress: Progress) -> dict[str, Input]:
+    pulled = {}
+    for role, artifact in planned.inputs.items():
+        path = folder / role
+        store.pull(artifact, path, progress)
+        pulled[role] = Input(artifact.reference, artifact.content, artifact.kind, path, artifact.facts)
+    return pulled
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time make an action's output on this machine; the others wait."""
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process is making the same; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _tidy(folder: Path) -> None:
+    """Leave of a work directory only what a rerun can use."""
+    _discard(folder / "inputs", folder / "output")
+    scratch = folder / "scratch"
+    if scratch.exists() and any(scratch.iterdir()):
+        return
+    _discard(folder)
+
+
+def _discard(*folders: Path) -> None:
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
