@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import struct
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -87,3 +90,25 @@ def prepared(base: Path, work: Callable[..., Work[Any]]) -> Callable[..., tuple[
         return one.output, prepare(one)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def server() -> ModuleType:
+    path = Path(__file__).with_name("hub_server.py")
+    spec = importlib.util.spec_from_file_location("tunemill_test_hub_server", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hub(server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    hub, listener = server.start()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield hub
+    listener.shutdown()
+    listener.server_close()

@@ -34,6 +34,7 @@ class Hub:
     authorizations: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     url: str = ""
+    commit: str = COMMIT
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -54,7 +55,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(hub.failing, "")
         path = self.path.split("?")[0]
         match = re.fullmatch(
-            r"/(?:api/models/([\w-]+/[\w-]+)/(revision|tree)/([\w.-]+)|([\w-]+/[\w-]+)/resolve/([\w.-]+)/(.+))",
+            r"/(?:api/(?:models|datasets)/([\w-]+/[\w-]+)/(revision|tree)/([\w.-]+)"
+            r"|(?:datasets/)?([\w-]+/[\w-]+)/resolve/([\w.-]+)/(.+))",
             path,
         )
         if match is None:
@@ -72,7 +74,9 @@ class Handler(BaseHTTPRequestHandler):
         if match[2] == "revision":
             return self.answer(json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode())
         if match[2] == "tree":
-            return self.answer(json.dumps([entry(file) for file in sorted(directory.iterdir())]).encode())
+            return self.answer(
+                json.dumps([entry(directory, file) for file in sorted(directory.rglob("*"))]).encode()
+            )
         return self.send_file(directory / match[6])
 
     def send_file(self, file: Path) -> None:
@@ -100,11 +104,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
 
-def entry(file: Path) -> dict[str, Any]:
+def entry(directory: Path, file: Path) -> dict[str, Any]:
+    path = file.relative_to(directory).as_posix()
     if file.is_dir():
-        return {"type": "directory", "path": file.name, "oid": "0" * 40}
+        return {"type": "directory", "path": path, "oid": "0" * 40}
     data = file.read_bytes()
-    found = {"type": "file", "path": file.name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    found = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
     if len(data) >= LARGE:
         found["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +79,11 @@ def test_groups_are_chains() -> None:
     ]
     result = found(*(example(n, text) for n, text in enumerate(texts)))
     assert set(result.groups) == {0}
+
+
+def test_what_belongs_together_is_one_group() -> None:
+    examples = [replace(example(n, f"text {n}"), belongs="ab"[n % 2]) for n in range(6)]
+    assert found(*examples).groups == (0, 1, 0, 1, 0, 1)
 
 
 def test_free_answers_to_one_question_are_all_kept() -> None:

@@ -68,7 +68,7 @@ def test_a_conversation_is_learnt_up_to_its_last_answer() -> None:
     turns = [SYSTEM, USER, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"}]
     (example,) = read({"messages": [*turns, {"role": "assistant", "content": "See you"}]}, system_prompt="x")
     assert list(example.prompt) == turns
-    assert (example.text, example.completion) == ("Bye", "See you")
+    assert (example.text, example.completion) == ("Hi\n\nBye", "See you")
 
 
 def test_text_and_label_fill_the_tasks_prompt() -> None:
@@ -185,6 +185,13 @@ def test_what_does_not_fit_is_named(
     assert "\n" not in text
     for word in words:
         assert word in text
+
+
+def test_codes_of_yaml_are_numbers_and_its_truth_values_are_refused() -> None:
+    config = PrepareConfig(dataset_name="x", labels={1: "Health", 2: "Law"})  # type: ignore[dict-item]
+    assert config.labels == {"1": "Health", "2": "Law"}
+    with pytest.raises(ValueError, match="in quotes"):
+        PrepareConfig(dataset_name="x", labels=[True, False])  # type: ignore[arg-type]
 
 
 def test_json_in_a_prompt_is_left_alone() -> None:

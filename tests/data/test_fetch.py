@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import struct
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -29,27 +26,9 @@ from tunemill.work import Work
 Works = Callable[..., Work[Any]]
 
 
-@pytest.fixture(scope="module")
-def server() -> ModuleType:
-    path = Path(__file__).with_name("hub_server.py")
-    spec = importlib.util.spec_from_file_location("tunemill_test_hub_server", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def hub(server: ModuleType, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    hub, listener = server.start()
+@pytest.fixture(autouse=True)
+def repository(hub: Any, model: Path) -> None:
     hub.repositories["someone/model"] = model
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield hub
-    listener.shutdown()
-    listener.server_close()
 
 
 @pytest.fixture
@@ -190,21 +169,19 @@ class TestCheck:
 
 
 class TestHub:
-    def test_a_branch_is_resolved_to_its_commit(
-        self, hub: Any, server: ModuleType, work: Works, model: Path
-    ) -> None:
+    def test_a_branch_is_resolved_to_its_commit(self, hub: Any, work: Works, model: Path) -> None:
         (model / "pytorch_model.bin").write_bytes(b"never fetched")
         config = from_hub("main")
-        assert stage.reads(config) == {"commit": server.COMMIT}
+        assert stage.reads(config) == {"commit": hub.commit}
         one = work(config)
         facts = stage.fetch(one)
-        assert facts["commit"] == server.COMMIT
+        assert facts["commit"] == hub.commit
         names = {path.name for path in one.output.iterdir()}
         assert names == {path.name for path in model.iterdir()} - {"pytorch_model.bin"}
         assert not any("pytorch_model" in path for path in hub.paths)
 
-    def test_a_pinned_commit_asks_the_hub_nothing(self, hub: Any, server: ModuleType) -> None:
-        assert stage.reads(from_hub(server.COMMIT)) == {"commit": server.COMMIT}
+    def test_a_pinned_commit_asks_the_hub_nothing(self, hub: Any) -> None:
+        assert stage.reads(from_hub(hub.commit)) == {"commit": hub.commit}
         assert hub.paths == []
 
     def test_the_token_opens_a_gated_repository_and_is_not_recorded(

@@ -56,11 +56,14 @@ def test_alpaca_seed_tasks(prepared: Prepared) -> None:
 def test_tatqa_questions_carry_their_table(prepared: Prepared) -> None:
     output, facts = prepared(
         dataset_name=str(DATA / "tatqa" / "dev.json"), id_column="uid", text_column="question",
-        completion_column="answer_with_scale", prompt="{table}\n\n{paragraphs}\n\n{text}", max_length=100_000,
+        completion_column="answer_with_scale", group_column="context",
+        prompt="{table}\n\n{paragraphs}\n\n{text}", max_length=100_000,
     )  # fmt: skip
     assert facts["rows_read"] == 1668
     assert facts["form"] == "text"
     tables = [parquet.read_table(output / f"{split}.parquet") for split in ("train", "test")]
     rows = [row for table in tables for row in table.to_pylist()]
+    train, test = ({row["prompt"][0]["content"].split("\n\n")[0] for row in t.to_pylist()} for t in tables)
+    assert not train & test  # no table is both learnt from and asked about
     assert all(" | " in row["prompt"][0]["content"] for row in rows)
     assert "$1,496.5 million" in {row["completion"] for row in rows}

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tunemill.data.config import PrepareConfig
+from tunemill.data import stdlib
+from tunemill.data.config import STDLIB, PrepareConfig
 from tunemill.data.examples import Example
 from tunemill.data.labels import LabelSet
 from tunemill.data.lengths import Length
@@ -69,7 +70,7 @@ def make_card(
     return {
         "dataset": config.dataset_name,
         "revision": config.dataset_revision,
-        "license": config.dataset_license,
+        "license": config.dataset_license or (stdlib.LICENSE if config.dataset_name == STDLIB else None),
         "source": config.dataset_source,
         "read_from": dict(findings.digests),
         "shape": findings.shape,

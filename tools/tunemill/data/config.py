@@ -6,9 +6,10 @@ in transformers' ``LlamaConfig`` and in TRL, and mean the same in every stage th
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunemill.work import Stage, StageConfig
 
@@ -70,6 +71,9 @@ class PrepareConfig(StageConfig):
         None, description="Column of the free answer, for tasks that have no labels"
     )
     id_column: str | None = Field(None, description="Column of the row's identifier; 'id' if there is one")
+    group_column: str | None = Field(
+        None, description="Column whose equal values are never split apart: a document, an author"
+    )
     system_prompt: str | None = Field(None, description="System message of every prompt")
     prompt: str | None = Field(
         None,
@@ -86,6 +90,14 @@ class PrepareConfig(StageConfig):
     )
     seed: int = Field(42, ge=0, description="Seed of everything random")
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, labels: Any) -> Any:
+        """YAML reads codes as numbers; yes and no it reads as true and false, which is an error."""
+        if isinstance(labels, Mapping):
+            return {_label(code): _label(name) for code, name in labels.items()}
+        return [_label(name) for name in labels] if isinstance(labels, list | tuple) else labels
+
     @model_validator(mode="after")
     def _consistent(self) -> PrepareConfig:
         if self.test_size + self.validation_size >= 1:
@@ -95,6 +107,12 @@ class PrepareConfig(StageConfig):
         if self.label_column and self.completion_column:
             raise ValueError("label_column and completion_column exclude each other: keep one")
         return self
+
+
+def _label(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"label {value} is a truth value: put yes, no, on and off in quotes")
+    return str(value) if isinstance(value, int | float) else value
 
 
 FETCH = Stage(

@@ -48,8 +48,12 @@ def find_duplicates(examples: Sequence[Example], threshold: float, progress: Pro
     same: dict[str, list[int]] = defaultdict(list)
     for position in order:
         same[normal[position]].append(position)
+    belonging: dict[str, list[int]] = defaultdict(list)
+    for position, example in enumerate(examples):
+        if example.belongs is not None:
+            belonging[example.belongs].append(position)
     parents = list(range(len(examples)))
-    for positions in same.values():
+    for positions in [*same.values(), *belonging.values()]:
         for position in positions[1:]:
             _join(parents, positions[0], position)
     first = [positions[0] for positions in same.values()]

@@ -48,6 +48,8 @@ class Example:
     """The row it came from, for people."""
     split: str | None
     """The split the source gave it, if any."""
+    belongs: str | None = None
+    """What it must not be split apart from: the value of ``group_column``."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def recognise(rows: Sequence[Row], config: PrepareConfig) -> Shape:
         BadDataError: a configured column is absent, or no known shape fits.
     """
     columns = first_values(rows)
-    for key in ("text_column", "label_column", "completion_column", "id_column"):
+    for key in ("text_column", "label_column", "completion_column", "id_column", "group_column"):
         if (column := getattr(config, key)) is not None:
             _need_column(column, columns, key)
     if config.label_column or config.completion_column:
@@ -174,7 +176,7 @@ def _conversation(row: Row, turns: Any, role: str, content: str, config: Prepare
     messages = _messages(row, turns, role, content)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise BadDataError(f"{row.where} does not end with an answer of the assistant")
-    text = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+    text = "\n\n".join(message["content"] for message in messages if message["role"] == "user")
     return [_example(row, messages[:-1], messages[-1]["content"], text, None, config)]
 
 
@@ -235,9 +237,9 @@ def _example(
 ) -> Example:
     if config.system_prompt and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": config.system_prompt}, *messages]
-    return Example(
-        _identifier(row, config), tuple(messages), completion.strip(), text, label, row.where, row.split
-    )
+    belongs = _text(row, config.group_column) if config.group_column else None
+    name = _identifier(row, config)
+    return Example(name, tuple(messages), completion.strip(), text, label, row.where, row.split, belongs)
 
 
 def _identifier(row: Row, config: PrepareConfig) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tunemill.data import hub, local, stdlib
 from tunemill.data.config import MADE, FetchConfig
 from tunemill.errors import UsageError
-from tunemill.files import need_space, sha256_file
+from tunemill.files import sha256_file
 from tunemill.work import Facts, Work
 
 HASHED = 64 << 20
@@ -50,7 +50,7 @@ def reads(config: FetchConfig) -> Mapping[str, str]:
         return {"python": stdlib.version()}
     directory = _directory(name)
     if directory is None:
-        return {"commit": hub.resolve_model(name, str(config.model_revision))}
+        return {"commit": hub.resolve(name, str(config.model_revision), "model")}
     files = sorted(path for path in directory.iterdir() if path.is_file())
     return {path.name: _identity(path) for path in files}
 
@@ -82,12 +82,11 @@ def fetch(work: Work[FetchConfig]) -> Facts:
 
 def _from_hub(work: Work[FetchConfig]) -> str:
     name = work.config.model_name_or_path
-    commit = hub.resolve_model(name, str(work.config.model_revision))
-    files = {file.path: file for file in hub.list_model(name, commit)}
+    commit = hub.resolve(name, str(work.config.model_revision), "model")
+    files = {file.path: file for file in hub.list_files(name, commit, "model")}
     chosen = [files[path] for path in local.choose(files, name)]
     partial = work.scratch / commit
-    need_space(work.output, sum(file.size for file in chosen))
-    hub.download_model(name, commit, chosen, partial, work.progress)
+    hub.download(name, commit, "model", chosen, partial, work.progress)
     for file in chosen:
         (partial / file.path).rename(work.output / file.path)
     return commit

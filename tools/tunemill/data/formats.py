@@ -18,6 +18,7 @@ from tunemill.data.config import STDLIB, PrepareConfig
 from tunemill.data.tables import READERS, Row, read_table
 from tunemill.errors import BadDataError, UsageError
 from tunemill.files import sha256_file
+from tunemill.progress import Progress
 
 SPLITS = {
     "train": "train", "training": "train",
@@ -59,11 +60,19 @@ def check_source(config: PrepareConfig) -> None:
 
 
 def source_digests(config: PrepareConfig) -> dict[str, str]:
-    """Return what the rows depend on beside the configuration: file digests, Python's version."""
+    """Return what the rows depend on beside the configuration: digests, a commit, Python's version.
+
+    Raises:
+        UsageError, DeniedError, TransientError: a branch or tag cannot be resolved on the Hub.
+    """
     if config.dataset_name == STDLIB:
         return {STDLIB: stdlib.version()}
-    files = data_files(config) if is_local(config) else _expand(config.test_files)
-    return {str(path): sha256_file(path) for path in files}
+    if is_local(config):
+        return {str(path): sha256_file(path) for path in data_files(config)}
+    from tunemill.data import hub
+
+    commit = hub.resolve(config.dataset_name, str(config.dataset_revision), "dataset")
+    return {"commit": commit, **{str(path): sha256_file(path) for path in _expand(config.test_files)}}
 
 
 def data_files(config: PrepareConfig) -> list[Path]:
@@ -75,8 +84,8 @@ def data_files(config: PrepareConfig) -> list[Path]:
     return [*_training_files(config), *_expand(config.test_files)]
 
 
-def read_rows(config: PrepareConfig) -> list[Row]:
-    """Return all rows of the configured dataset.
+def read_rows(config: PrepareConfig, scratch: Path, progress: Progress) -> list[Row]:
+    """Return all rows of the configured dataset; ``scratch`` is for what has to be downloaded.
 
     Raises:
         BadDataError: it has no rows, or a file is malformed.
@@ -88,7 +97,7 @@ def read_rows(config: PrepareConfig) -> list[Row]:
     else:
         from tunemill.data import hub
 
-        rows = hub.dataset_rows(config)
+        rows = hub.dataset_rows(config, scratch, progress)
     if config.test_files:
         rows = [replace(row, split=row.split or "train") for row in rows if row.split != "test"]
         rows += [

@@ -13,14 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunemill.data.config import PrepareConfig
 from tunemill.data.tables import Row
 from tunemill.errors import BadDataError, DeniedError, IntegrityError, TransientError, UsageError
-from tunemill.files import disk_errors, sha256_file
+from tunemill.files import disk_errors, need_space, sha256_file
 from tunemill.progress import Progress
 
+Kind = Literal["model", "dataset"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WORKERS = 4
 """Files fetched at once; the Hub's client opens further connections for each large one."""
@@ -37,8 +38,8 @@ class HubFile:
     """Hex sha256 where the Hub knows it, that is, for large files."""
 
 
-def resolve_model(name: str, revision: str) -> str:
-    """Return the commit that a revision of a model stands for; 40 hex digits are one already.
+def resolve(name: str, revision: str, kind: Kind) -> str:
+    """Return the commit that a revision stands for; 40 hex digits are one already.
 
     Raises:
         UsageError: the repository or the revision does not exist.
@@ -48,19 +49,19 @@ def resolve_model(name: str, revision: str) -> str:
     if COMMIT.fullmatch(revision):
         return revision
     with hub_errors(name, revision):
-        return str(_api().model_info(name, revision=revision).sha)
+        return str(_api().repo_info(name, revision=revision, repo_type=kind).sha)
 
 
-def list_model(name: str, commit: str) -> list[HubFile]:
-    """Return the files in a model's top directory.
+def list_files(name: str, commit: str, kind: Kind) -> list[HubFile]:
+    """Return the files of a repository: of a model those in its top directory, else all.
 
     Raises:
-        UsageError, DeniedError, TransientError: as ``resolve_model``.
+        UsageError, DeniedError, TransientError: as ``resolve``.
     """
     from huggingface_hub.hf_api import RepoFile
 
     with hub_errors(name, commit):
-        tree = _api().list_repo_tree(name, revision=commit)
+        tree = _api().list_repo_tree(name, revision=commit, repo_type=kind, recursive=kind == "dataset")
         return [
             HubFile(entry.path, int(entry.size), entry.lfs.sha256 if entry.lfs else None)
             for entry in tree
@@ -68,28 +69,29 @@ def list_model(name: str, commit: str) -> list[HubFile]:
         ]
 
 
-def download_model(
-    name: str, commit: str, files: Sequence[HubFile], destination: Path, progress: Progress
+def download(
+    name: str, commit: str, kind: Kind, files: Sequence[HubFile], destination: Path, progress: Progress
 ) -> None:
-    """Download files of a model; what a killed attempt has left is taken up again.
+    """Download files of a repository; what a killed attempt has left is taken up again.
 
     Raises:
         IntegrityError: a file is not what the Hub's listing promised.
-        UsageError, DeniedError, TransientError: as ``resolve_model``, or the disk is full.
+        UsageError, DeniedError, TransientError: as ``resolve``, or the disk is full.
     """
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()  # ours is shown instead
 
-    def download(file: HubFile) -> None:
+    def get(file: HubFile) -> None:
         with hub_errors(name, commit), disk_errors(destination):
-            _api().hf_hub_download(name, file.path, revision=commit, local_dir=destination)
+            _api().hf_hub_download(name, file.path, revision=commit, repo_type=kind, local_dir=destination)
         _verify(destination / file.path, file)
         task.advance(file.size)
 
     total = sum(file.size for file in files)
+    need_space(destination, total)
     with progress.task(f"download {name}", total, "B") as task, ThreadPoolExecutor(WORKERS) as pool:
-        for done in [pool.submit(download, file) for file in files]:
+        for done in [pool.submit(get, file) for file in files]:
             done.result()
 
 
@@ -109,21 +111,41 @@ def _api() -> Any:
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
 
 
-def dataset_rows(config: PrepareConfig) -> list[Row]:
+def dataset_rows(config: PrepareConfig, scratch: Path, progress: Progress) -> list[Row]:
     """Return the rows of a Hub dataset's configured splits.
 
-    Raises:
-        as ``resolve_model``; BadDataError when it has no such split or needs code to load.
-    """
-    from datasets import load_dataset
+    Its files are downloaded at the commit and read from there: ``datasets`` itself would, when
+    the Hub fails, quietly take whatever revision its cache holds.
 
+    Raises:
+        BadDataError: it has no such split or configuration, or needs code to load.
+        UsageError, DeniedError, TransientError: as ``resolve``, or the disk is full.
+    """
     name = config.dataset_name
-    with hub_errors(name, str(config.dataset_revision)), disk_errors(Path(name)):
+    commit = resolve(name, str(config.dataset_revision), "dataset")
+    files = [file for file in list_files(name, commit, "dataset") if file.path != ".gitattributes"]
+    code = [file.path for file in files if file.path == f"{name.split('/')[-1]}.py"]
+    if code:
+        raise BadDataError(
+            f"{name} needs its own code ({code[0]}), which is never run: take its parquet files"
+        )
+    directory = scratch / f"dataset-{commit}"
+    download(name, commit, "dataset", files, directory, progress)
+    return _dataset_rows(_load(directory, config, scratch / "datasets-cache"), config)
+
+
+def _load(directory: Path, config: PrepareConfig, cache: Path) -> Any:
+    from datasets import disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetsError
+
+    disable_progress_bars()
+    with disk_errors(cache):
         try:
-            data = load_dataset(name, config.dataset_config, revision=config.dataset_revision)
-        except (ValueError, RuntimeError) as error:
-            raise BadDataError(f"{name} cannot be loaded: {_line(error)}") from error
-    return _dataset_rows(data, config)
+            return load_dataset(str(directory), config.dataset_config, cache_dir=str(cache))
+        except (DatasetsError, ValueError, RuntimeError, TypeError, KeyError) as error:
+            cause = error.__cause__ or error
+            line = _line(cause).replace(str(directory), config.dataset_name)
+            raise BadDataError(f"{config.dataset_name} cannot be loaded: {line}") from error
 
 
 def saved_rows(directory: Path, config: PrepareConfig) -> list[Row]:
@@ -174,7 +196,7 @@ def hub_errors(name: str, revision: str) -> Iterator[None]:
     """Say in one line what the Hub or the way to it refused.
 
     Raises:
-        UsageError, DeniedError, TransientError: see ``resolve_model``.
+        UsageError, DeniedError, TransientError: see ``resolve``.
     """
     from httpx2 import HTTPError
     from huggingface_hub import errors

@@ -54,7 +54,7 @@ def prepare(work: Work[PrepareConfig]) -> Facts:
         TransientError: the disk is full.
     """
     config, base = work.config, work.inputs["base"].path
-    rows = read_rows(config)
+    rows = read_rows(config, work.scratch, work.progress)
     shape = recognise(rows, config)
     labels = _labels(rows, shape, config)
     read = read_examples(rows, shape, labels, config)

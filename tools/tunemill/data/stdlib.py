@@ -19,6 +19,9 @@ from typing import Final
 
 from tunemill.errors import ConfigurationError
 
+LICENSE: Final = "PSF-2.0"
+"""Of Python and its standard library."""
+
 MINIMUM_PER_CHAPTER: Final = 60
 """Chapters with fewer docstrings are left out: a fifth held out would be a dozen texts."""
 

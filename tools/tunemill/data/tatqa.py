@@ -21,14 +21,16 @@ def is_tatqa(value: list[Any]) -> bool:
 
 
 def rows(contexts: list[Any], name: str) -> Iterator[dict[str, Any]]:
-    """Yield one row per question: uid, table, paragraphs, question, answer, scale and the rest.
+    """Yield one row per question: uid, context, table, paragraphs, question, answer, scale ...
+
+    ``context`` is the same for the questions of one table, so that a split can keep them together.
 
     Raises:
         BadDataError: an entry lacks its table, paragraphs or questions.
     """
     for number, context in enumerate(contexts, 1):
         try:
-            table = _table(context["table"]["table"])
+            uid, table = str(context["table"]["uid"]), _table(context["table"]["table"])
             ordered = sorted(context["paragraphs"], key=lambda paragraph: int(paragraph["order"]))
             paragraphs = "\n".join(str(paragraph["text"]) for paragraph in ordered)
             questions = [_question(question) for question in context["questions"]]
@@ -37,7 +39,7 @@ def rows(contexts: list[Any], name: str) -> Iterator[dict[str, Any]]:
                 f"{name} entry {number} is not as in TAT-QA: {type(error).__name__} {error}"
             ) from error
         for question in questions:
-            yield {"table": table, "paragraphs": paragraphs, **question}
+            yield {"context": uid, "table": table, "paragraphs": paragraphs, **question}
 
 
 def _question(question: dict[str, Any]) -> dict[str, Any]:
