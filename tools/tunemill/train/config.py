@@ -59,10 +59,10 @@ REFUSED: Mapping[str, str] = {
     "inference_mode": "an adapter in training is trainable",
     "auto_mapping": "PEFT fills it in",
     "peft_version": "PEFT fills it in",
-    "fsdp": "one process trains: a sharded optimizer's state cannot be kept in a checkpoint yet",
-    "fsdp_config": "one process trains: a sharded optimizer's state cannot be kept in a checkpoint yet",
-    "deepspeed": "one process trains: a sharded optimizer's state cannot be kept in a checkpoint yet",
-    "parallelism_config": "one process trains: a sharded optimizer's state cannot be kept in a checkpoint yet",
+    "fsdp": "one process trains; a sharded optimizer's state cannot be kept in a checkpoint yet",
+    "fsdp_config": "one process trains; a sharded optimizer's state cannot be kept in a checkpoint yet",
+    "deepspeed": "one process trains; a sharded optimizer's state cannot be kept in a checkpoint yet",
+    "parallelism_config": "one process trains; a sharded state cannot be kept in a checkpoint yet",
     "runtime_config": "it is not part of an adapter",
     "loftq_config": "LoftQ rewrites the base weights, which the merge would not know",
     "layer_replication": "it changes the base model's layers, which the merge would not know",
@@ -173,7 +173,7 @@ TrainConfig: type[TrainBase] = create_model(
 
 STAGE = Stage(
     name="train",
-    summary="Fine-tune with LoRA, QLoRA or all parameters, by TRL's SFTTrainer",
+    summary="Fine-tune the base model by LoRA, QLoRA or in full",
     config=TrainConfig,
     inputs={"base": "base/{model}", "data": "{run}/data"},
     output="{run}/adapter",

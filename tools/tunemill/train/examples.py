@@ -1,0 +1,124 @@
+"""The data artifact as token ids: what the model reads, and which of it the loss counts.
+
+Prompt and completion are tokenized apart and joined, as inference joins a prompt and a label:
+so the ids of a prompt are the same in both, even where a tokenizer would merge across the seam.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunemill.errors import BadDataError
+from tunemill.prompting import Prompting
+
+COLUMNS = ("id", "prompt", "completion")
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One split of the data, tokenized; lists of equal length, one entry a row."""
+
+    input_ids: list[list[int]]
+    completion_mask: list[list[int]]
+    """1 for the tokens of the completion, which the loss counts."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(map(len, self.input_ids))
+
+    def dataset(self) -> Any:
+        """Return it as a ``datasets.Dataset`` that TRL takes for tokenized already."""
+        from datasets import Dataset
+
+        return Dataset.from_dict(
+            {
+                "input_ids": self.input_ids,
+                "completion_mask": self.completion_mask,
+                "length": list(map(len, self.input_ids)),
+            }
+        )
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Load the base model's tokenizer, running none of its code.
+
+    Raises:
+        BadDataError: its files are missing or malformed.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader may fork
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        raise BadDataError(f"the base's tokenizer cannot be loaded: {_first_line(error)}") from error
+
+
+def read_split(directory: Path, split: str) -> list[dict[str, Any]] | None:
+    """Return the rows of ``<split>.parquet`` with id, prompt and completion; None if there is none.
+
+    Raises:
+        BadDataError: the file is damaged or lacks a column.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    path = directory / f"{split}.parquet"
+    if not path.exists():
+        return None
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=list(COLUMNS)).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise BadDataError(f"{path.name} of the data cannot be read: {_first_line(error)}") from error
+    if rows and set(COLUMNS) - set(rows[0]):
+        missing = ", ".join(sorted(set(COLUMNS) - set(rows[0])))
+        raise BadDataError(f"{path.name} of the data lacks {missing}: make it with the prepare stage")
+    return rows
+
+
+def encode(
+    rows: Sequence[Mapping[str, Any]], prompting: Prompting, tokenizer: Any, max_length: int | None
+) -> Encoded:
+    """Tokenize rows; a row longer than ``max_length`` is an error, never cut.
+
+    Raises:
+        BadDataError: there are no rows, or one is empty or too long; names it.
+    """
+    if not rows:
+        raise BadDataError("the data have no rows to train on: look at their data card")
+    input_ids, masks = [], []
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        prompts = _tokenize(tokenizer, [prompting.prompt(row["prompt"]) for row in batch])
+        completions = _tokenize(
+            tokenizer, [prompting.completion(row["prompt"], row["completion"]) for row in batch]
+        )
+        for row, prompt, completion in zip(batch, prompts, completions, strict=True):
+            _check(row, len(prompt), len(completion), max_length)
+            input_ids.append(prompt + completion)
+            masks.append([0] * len(prompt) + [1] * len(completion))
+    return Encoded(input_ids, masks)
+
+
+def _tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def _check(row: Mapping[str, Any], prompt: int, completion: int, max_length: int | None) -> None:
+    if not completion or not prompt:
+        raise BadDataError(f"row {row['id']} has an empty {'prompt' if completion else 'completion'}")
+    if max_length is not None and prompt + completion > max_length:
+        raise BadDataError(
+            f"row {row['id']} has {prompt + completion} tokens, more than max_length={max_length}: "
+            "prepare and train with the same max_length"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
