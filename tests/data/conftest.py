@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -112,3 +114,15 @@ def hub(server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield hub
     listener.shutdown()
     listener.server_close()
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 KiB, which only root on Linux can make."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here: needs root on Linux")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

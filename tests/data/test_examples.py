@@ -154,6 +154,9 @@ def test_labels_are_found_in_the_data() -> None:
         pytest.param(
             [{"messages": [{"role": "robot", "content": "x"}]}], {}, ["row 1", "'role'"], id="unknown role"
         ),
+        pytest.param(
+            [{"question": "a\ud800", "answer": "b"}], {}, ["row 1", "surrogate"], id="half a character"
+        ),
         pytest.param([{"messages": [USER, None]}], {}, ["row 1"], id="turn is null"),
         pytest.param(
             [{"instruction": "a", "output": "b"}, {"instruction": "a"}],

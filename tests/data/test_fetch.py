@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,14 @@ class TestDirectory:
         with pytest.raises(BadDataError) as error:
             fetched(work, model)
         one_line(error)
+
+    def test_a_full_disk(self, work: Works, model: Path, full_disk: Path) -> None:
+        (model / "vocab.json").write_bytes(bytes(1 << 16))
+        one = work(FetchConfig(model_name_or_path=str(model)))
+        with pytest.raises(TransientError) as error:
+            stage.fetch(replace(one, output=full_disk))
+        one_line(error, "free some space")
+        assert not list(full_disk.iterdir())
 
 
 class TestCheck:

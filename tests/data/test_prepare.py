@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +56,7 @@ def digests(directory: Path) -> dict[str, str]:
 def test_what_is_written(prepared: Prepared, write: Callable[..., str], base: Path) -> None:
     output, facts = prepared(
         dataset_name=write(rows()), labels=["fruit", "tool"], prompt="{labels}? {text}", validation_size=0.1,
-        dataset_license="CC0-1.0", system_prompt="Sort.", task="garden",
+        dataset_license="CC0-1.0", system_prompt="Sort: {labels}.", task="garden",
     )  # fmt: skip
     assert {path.name for path in output.iterdir()} == {
         "train.parquet", "validation.parquet", "test.parquet", "labels.json", "task.json", "card.json",
@@ -68,7 +66,7 @@ def test_what_is_written(prepared: Prepared, write: Callable[..., str], base: Pa
     row = read(output, "train")[0]
     assert list(row) == ["id", "prompt", "completion", "text", "label", "group"]
     assert row["prompt"] == [
-        {"role": "system", "content": "Sort."},
+        {"role": "system", "content": "Sort: fruit, tool."},
         {"role": "user", "content": f"fruit, tool? {row['text']}"},
     ]
     assert row["completion"] == row["label"]
@@ -228,18 +226,6 @@ def test_a_base_without_tokenizer(
     with pytest.raises(BadDataError, match="tokenizer") as error:
         stage.prepare(work(PrepareConfig(dataset_name=write(rows())), base=broken))
     assert "\n" not in str(error.value)
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 32 KiB, which only root on Linux can make."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("cannot mount a small file system here: needs root on Linux")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_full_disk(

@@ -74,7 +74,7 @@ class PrepareConfig(StageConfig):
     group_column: str | None = Field(
         None, description="Column whose equal values are never split apart: a document, an author"
     )
-    system_prompt: str | None = Field(None, description="System message of every prompt")
+    system_prompt: str | None = Field(None, description="System message of every prompt; may hold {labels}")
     prompt: str | None = Field(
         None,
         description="User message: {column} is that column's value, {labels} the labels; {{ is a brace",

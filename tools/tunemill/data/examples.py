@@ -31,6 +31,7 @@ ROLES = {
 }  # fmt: skip
 """Who speaks, in the words of chat and ShareGPT files, to the role templates know."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\"\n]{1,64})\}")
 
 
@@ -238,6 +239,9 @@ def _example(
     if config.system_prompt and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": config.system_prompt}, *messages]
     belongs = _text(row, config.group_column) if config.group_column else None
+    for said in [completion, *(message["content"] for message in messages)]:
+        if _SURROGATE.search(said):
+            raise BadDataError(f"{row.where} has half a character (a lone surrogate): repair or remove it")
     name = _identifier(row, config)
     return Example(name, tuple(messages), completion.strip(), text, label, row.where, row.split, belongs)
 

@@ -185,8 +185,8 @@ def _rows_of(data: Any, name: str, split: str | None) -> list[Row]:
     rows = []
     for number, values in enumerate(data, 1):
         for column, labels in names.items():
-            if isinstance(values.get(column), int) and values[column] >= 0:
-                values[column] = labels[values[column]]
+            if isinstance(values.get(column), int):  # -1 stands for a label that is withheld
+                values[column] = labels[values[column]] if values[column] >= 0 else None
         rows.append(Row(f"{name} row {number}", f"{name}-{number}", values, split))
     return rows
 
@@ -198,7 +198,6 @@ def hub_errors(name: str, revision: str) -> Iterator[None]:
     Raises:
         UsageError, DeniedError, TransientError: see ``resolve``.
     """
-    from httpx2 import HTTPError
     from huggingface_hub import errors
 
     at = f"{name} at {revision}"
@@ -227,7 +226,7 @@ def hub_errors(name: str, revision: str) -> Iterator[None]:
         if status == 404:
             raise UsageError(f"the Hub does not have {at}: check the name and the revision") from error
         raise TransientError(f"the Hub answered {status} for {at}: try again later") from error
-    except (HTTPError, ConnectionError, TimeoutError) as error:
+    except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the httpx it is built on
         raise TransientError(
             f"the Hub cannot be reached for {at}: check the network and try again"
         ) from error

@@ -6,7 +6,6 @@ what training and inference do with them. No remote code is run for a tokenizer.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,6 @@ def load_tokenizer(directory: Path) -> Any:
     Raises:
         BadDataError: the files are missing or malformed.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
 
     try:
@@ -93,4 +91,4 @@ def _render(example: Example, prompting: Prompting) -> tuple[str, str]:
 
 
 def _count(tokenizer: Any, texts: list[str]) -> list[int]:
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]

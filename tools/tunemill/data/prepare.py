@@ -16,7 +16,7 @@ from typing import Any
 from tunemill.data.card import Findings, Kept, make_card, write_card
 from tunemill.data.config import PrepareConfig
 from tunemill.data.deduplicate import find_duplicates
-from tunemill.data.examples import Example, Shape, label_values, read_examples, recognise
+from tunemill.data.examples import Example, Shape, fill, label_values, read_examples, recognise
 from tunemill.data.formats import check_source, read_rows, source_digests
 from tunemill.data.labels import NO_LABELS, LabelSet, label_set
 from tunemill.data.lengths import Length, count_tokens, load_tokenizer, special_texts
@@ -57,7 +57,7 @@ def prepare(work: Work[PrepareConfig]) -> Facts:
     rows = read_rows(config, work.scratch, work.progress)
     shape = recognise(rows, config)
     labels = _labels(rows, shape, config)
-    read = read_examples(rows, shape, labels, config)
+    read = read_examples(rows, shape, labels, _with_labels(config, labels))
     examples = [example for example in read if not _is_blank(example)]
     dropped = {"blank": _ids(example for example in read if _is_blank(example))}
     work.progress.say(f"prepare: {len(rows)} rows read as {shape.name}")
@@ -85,6 +85,13 @@ def _labels(rows: Sequence[Row], shape: Shape, config: PrepareConfig) -> LabelSe
     if shape.name != "text-label":
         return NO_LABELS
     return label_set(config, [] if config.labels else label_values(rows, shape))
+
+
+def _with_labels(config: PrepareConfig, labels: LabelSet) -> PrepareConfig:
+    if config.system_prompt is None:
+        return config
+    system = fill(config.system_prompt, {"labels": labels.listed()}, "system_prompt")
+    return config.model_copy(update={"system_prompt": system})
 
 
 def _is_blank(example: Example) -> bool:
