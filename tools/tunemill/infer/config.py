@@ -1,0 +1,68 @@
+"""Declares the infer stage: a prepared dataset through a GGUF."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tunemill.work import Stage, StageConfig
+
+
+class InferConfig(StageConfig):
+    """Settings of an inference; names are llama.cpp's where it has one."""
+
+    quant: str = Field(
+        default="Q4_K_M",
+        description="which quantization of the run to use; F16 for the unquantized one",
+        json_schema_extra={"identity": False},  # the input's digest says more
+    )
+    split: Literal["train", "validation", "test"] = Field(default="test", description="which rows to predict")
+    limit: int = Field(default=0, ge=0, description="predict the first rows only; 0 predicts all")
+    n_ctx: int = Field(
+        default=0,
+        ge=0,
+        description="most tokens of one prompt with its answer; 0 takes what the model was trained for",
+    )
+    n_batch: int = Field(
+        default=512,
+        ge=256,  # llama.cpp reserves a batch of as many tokens as it has sequences
+        le=1 << 16,
+        description="tokens computed together; decides which rows share a batch, and so the last bits",
+    )
+    max_new_tokens: int = Field(default=256, ge=1, description="most tokens of a free answer")
+    temperature: float = Field(
+        default=0.0, ge=0, le=10, description="spread of free answers; 0 takes the likeliest token each time"
+    )
+    seed: int = Field(default=42, ge=0, lt=1 << 63, description="seed of free answers above temperature 0")
+    shard_rows: int = Field(
+        default=256, ge=1, le=1 << 16, description="rows saved together; a kill loses the unsaved ones"
+    )
+    flash_attn: bool = Field(
+        default=False,
+        description="llama.cpp's fused attention; on a CPU it rounds more and is a little faster",
+    )
+    n_gpu_layers: int = Field(
+        default=-1,
+        ge=-1,
+        description="layers computed on the GPU where llama.cpp was built for one; -1 for all",
+    )
+    n_threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="worker threads; 0 takes one per core",
+        json_schema_extra={"identity": False},
+    )
+
+
+STAGE = Stage(
+    name="infer",
+    summary="Classify or generate over a dataset",
+    config=InferConfig,
+    inputs={"gguf": "{run}/gguf-{quant}", "data": "{run}/data"},
+    output="{run}/predictions-{quant}",
+    kind="predictions",
+    work="tunemill.infer.predict:predict",
+    stops_itself=True,
+)

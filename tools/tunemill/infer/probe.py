@@ -1,0 +1,54 @@
+"""Loads a GGUF once in a child process, because llama.cpp aborts on some damaged files.
+
+Run as ``python -m tunemill.infer.probe FILE``: exit status 0, or that of the error, with its line on
+stdout. A crash of the child is the same finding for the file as a refusal.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tunemill.errors import BadDataError, ConfigurationError, TunemillError
+
+SECONDS = 900  # a 70B model from a slow network disk
+
+
+def check_loads(path: Path) -> None:
+    """Prove that llama.cpp can load a file without ending the process.
+
+    Raises:
+        BadDataError: it refuses the file, or crashes or hangs on it.
+        ConfigurationError: it loads, but is no model that this stage can use.
+    """
+    command = [sys.executable, "-m", "tunemill.infer.probe", str(path)]
+    try:
+        child = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, text=True)
+    except subprocess.TimeoutExpired as error:
+        raise BadDataError(f"llama.cpp did not finish loading {path.name} in {SECONDS} s") from error
+    if child.returncode < 0:
+        raise BadDataError(
+            f"{path.name} is damaged: llama.cpp crashes on it (signal {-child.returncode}); "
+            "convert or pull it again"
+        )
+    if child.returncode:
+        reason = (child.stdout.strip() or child.stderr.strip()).split("\n")[-1]
+        unfit = child.returncode == ConfigurationError.exit_code
+        raise (ConfigurationError if unfit else BadDataError)(reason)
+
+
+def main() -> int:
+    """Load the file named by the first argument, on the CPU."""
+    from tunemill.infer.model import Model
+
+    try:
+        Model(Path(sys.argv[1]), gpu_layers=0).close()
+    except TunemillError as error:
+        sys.stdout.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

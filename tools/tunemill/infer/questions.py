@@ -1,0 +1,83 @@
+"""From a row to token ids: the prompt, and the labels' completions as one tree.
+
+Prompt and completion are tokenized apart and put together, as in training. Most templates render
+the same completion whatever the conversation was; where one does not, the row gets a tree of its
+own, so scores are always those of the exact text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunemill.errors import BadDataError
+from tunemill.infer.classify import Question
+from tunemill.infer.engine import MOST_SEQUENCES
+from tunemill.infer.model import Model
+from tunemill.infer.rows import Row
+from tunemill.infer.trie import Trie, build_tries
+from tunemill.prompting import Message, Prompting
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a row cannot be asked; the words before a colon name the kind of reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Labels:
+    texts: tuple[str, ...]
+    tries: tuple[Trie, ...]
+    longest: int
+    """Tokens of the longest label."""
+
+
+class Asker:
+    """Turns rows into questions for one model and one set of labels."""
+
+    def __init__(
+        self, model: Model, prompting: Prompting, labels: Sequence[str], longest: int, max_new_tokens: int
+    ) -> None:
+        self._model = model
+        self._prompting = prompting
+        self._labels = tuple(labels)
+        self._most = longest
+        self._max_new_tokens = max_new_tokens
+        self._known: dict[tuple[str, ...], _Labels] = {}
+
+    def ask(self, row: Row) -> Question | Refused:
+        """Return what to compute for a row, or why it cannot be."""
+        if not row.text.strip():
+            return Refused("empty text")
+        try:
+            prompt = self._model.tokens(self._prompting.prompt(row.messages))
+            labels = self._completions(row.messages) if self._labels else None
+        except BadDataError as error:
+            return Refused(f"not rendered: {error}")
+        if not prompt:
+            return Refused("empty prompt")
+        answer = labels.longest if labels else self._max_new_tokens
+        if len(prompt) + answer > self._most:
+            return Refused(
+                f"too long: {len(prompt)} tokens of prompt and {answer} of answer, at most {self._most}"
+            )
+        return Question(prompt, labels.tries if labels else ())
+
+    def _completions(self, messages: Sequence[Message]) -> _Labels:
+        roles = tuple(message["role"] for message in messages)
+        known = self._known.get(roles)
+        if known is None:
+            known = self._known[roles] = self._build(messages)
+        if self._prompting.completion(messages, self._labels[0]) != known.texts[0]:
+            return self._build(messages)
+        return known
+
+    def _build(self, messages: Sequence[Message]) -> _Labels:
+        texts = tuple(self._prompting.completion(messages, label) for label in self._labels)
+        tokens = [self._model.tokens(text) for text in texts]
+        for label, ids in zip(self._labels, tokens, strict=True):
+            if not ids:
+                raise BadDataError(f"the label {label!r} has no tokens in this model's vocabulary")
+        return _Labels(texts, build_tries(tokens, MOST_SEQUENCES), max(map(len, tokens)))

@@ -1,0 +1,192 @@
+"""Rows in, predictions out, in shards that survive a kill.
+
+A shard is the predictions of ``shard_rows`` consecutive rows in a file of its own, written
+atomically; then a line in the journal names it with its digest. After a kill the journal's whole
+lines whose files still match are taken as they are, and the first missing shard is computed again.
+A shard depends on its own rows alone, so the joined file has the same bytes however often the work
+was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from tunemill.errors import BadDataError
+from tunemill.files import atomic_write, disk_errors, sha256_file
+from tunemill.prompting import Message
+
+SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),
+        ("text", pyarrow.string()),
+        ("label", pyarrow.string()),
+        ("probability", pyarrow.float64()),
+        ("gold", pyarrow.string()),
+        ("probabilities", pyarrow.list_(pyarrow.float64())),
+        ("error", pyarrow.string()),
+        ("ended", pyarrow.bool_()),
+    ]
+)
+NEEDED = ("id", "prompt", "completion", "text", "label")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text to predict."""
+
+    id: str
+    text: str
+    messages: tuple[Message, ...]
+    gold: str | None
+    """The label's name, or the wanted free answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one row: a label or text, or the reason why there is none."""
+
+    label: str | None = None
+    probability: float | None = None
+    probabilities: tuple[float, ...] | None = None
+    error: str | None = None
+    ended: bool | None = None
+    """Of a free answer: the model ended it itself, before ``max_new_tokens``."""
+
+
+class Rows:
+    """One split of a prepared dataset.
+
+    Raises:
+        BadDataError: the split is absent, empty, or not what ``prepare`` writes.
+    """
+
+    def __init__(self, data: Path, split: str, limit: int) -> None:
+        path = data / f"{split}.parquet"
+        if not path.exists():
+            there = ", ".join(sorted(found.stem for found in data.glob("*.parquet"))) or "none"
+            raise BadDataError(f"the data has no split {split}: choose split from {there}")
+        try:
+            self._file = pyarrow.parquet.ParquetFile(path)
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise BadDataError(
+                f"{path.name} is no Parquet file: {_line(error)}; run prepare again"
+            ) from error
+        if absent := [name for name in NEEDED if name not in self._file.schema_arrow.names]:
+            raise BadDataError(f"{path.name} lacks the column {absent[0]}: run prepare again")
+        rows = self._file.metadata.num_rows
+        self._name = path.name
+        self.count = min(rows, limit) if limit else rows
+        if not self.count:
+            raise BadDataError(f"{path.name} has no rows")
+
+    def shards(self, size: int) -> Iterator[list[Row]]:
+        """Yield the rows in lists of ``size``, the last one shorter, one list in memory at a time.
+
+        Raises:
+            BadDataError: the file is damaged.
+        """
+        left = self.count
+        try:
+            for batch in self._file.iter_batches(size, columns=list(NEEDED)):
+                yield [_row(values) for values in batch.to_pylist()[:left]]
+                left -= len(batch)
+                if left <= 0:
+                    return
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise BadDataError(f"{self._name} is damaged: {_line(error)}; run prepare again") from error
+
+
+class Shards:
+    """The finished shards of one run, in its scratch directory.
+
+    ``identity`` says what the shards were made from; those of anything else are thrown away.
+    """
+
+    def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
+        self._directory = directory
+        self._journal = directory / "journal.jsonl"
+        head = json.dumps(identity, sort_keys=True)
+        lines = self._lines()
+        if lines[:1] != [head]:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            lines = [head]
+        self.finished = self._intact(lines[1:])
+        with atomic_write(self._journal) as target:  # drops a torn last line and what follows a bad one
+            target.write("".join(f"{line}\n" for line in lines[: self.finished + 1]).encode())
+
+    def add(self, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
+        """Save the next shard; it counts once its journal line is on the disk."""
+        path = self._path(self.finished)
+        with atomic_write(path) as target:
+            pyarrow.parquet.write_table(_table(rows, answers), target)
+        line = json.dumps({"shard": self.finished, "rows": len(rows), "sha256": sha256_file(path)})
+        with disk_errors(self._journal), self._journal.open("a") as journal:
+            journal.write(line + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        self.finished += 1
+
+    def join(self, target: Path) -> None:
+        """Write all shards as one Parquet file, a row group each."""
+        with atomic_write(target) as sink, pyarrow.parquet.ParquetWriter(sink, SCHEMA) as writer:
+            for shard in range(self.finished):
+                writer.write_table(pyarrow.parquet.read_table(self._path(shard), schema=SCHEMA))
+
+    def tables(self) -> Iterator[Any]:
+        """Yield each finished shard as a table."""
+        for shard in range(self.finished):
+            yield pyarrow.parquet.read_table(self._path(shard), schema=SCHEMA)
+
+    def _lines(self) -> list[str]:
+        if not self._journal.exists():
+            return []
+        whole = self._journal.read_bytes().decode(errors="replace").rpartition("\n")[0]
+        return whole.split("\n")
+
+    def _intact(self, lines: Sequence[str]) -> int:
+        for shard, line in enumerate(lines):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                return shard
+            path = self._path(shard)
+            if entry.get("shard") != shard or not path.exists() or sha256_file(path) != entry.get("sha256"):
+                return shard
+        return len(lines)
+
+    def _path(self, shard: int) -> Path:
+        return self._directory / f"{shard:06d}.parquet"
+
+
+def _row(values: Mapping[str, Any]) -> Row:
+    messages = tuple({"role": one["role"], "content": one["content"]} for one in values["prompt"])
+    gold = values["label"] if values["label"] is not None else values["completion"]
+    return Row(values["id"], values["text"] or "", messages, gold)
+
+
+def _table(rows: Sequence[Row], answers: Sequence[Answer]) -> Any:
+    columns = {
+        "id": [row.id for row in rows],
+        "text": [row.text for row in rows],
+        "label": [answer.label for answer in answers],
+        "probability": [answer.probability for answer in answers],
+        "gold": [row.gold for row in rows],
+        "probabilities": [answer.probabilities for answer in answers],
+        "error": [answer.error for answer in answers],
+        "ended": [answer.ended for answer in answers],
+    }
+    return pyarrow.table(columns, schema=SCHEMA)
+
+
+def _line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
