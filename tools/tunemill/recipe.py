@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,9 +132,10 @@ def available(kind: str) -> list[str]:
 
 
 def describe(kind: str, name: str) -> str:
-    """Return the first comment line of a recipe that comes with Tunemill."""
-    with (RECIPES / kind / f"{name}.yaml").open(encoding="utf-8") as source:
-        return source.readline().lstrip("# ").strip()
+    """Return the first sentence of the comment that a recipe of Tunemill begins with."""
+    lines = (RECIPES / kind / f"{name}.yaml").read_text("utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    return re.split(r"\.(?:\s|$)", comment)[0]
 
 
 def _find(kind: str, name: str) -> dict[str, Setting]:

@@ -184,10 +184,8 @@ def _numbers(facts: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as text with columns of equal width."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    padded = [[f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
 def _record(outcomes: Sequence[Outcome], reports: Sequence[str]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def plan_text(planned: Plan) -> str:
         f"  {key:<{widths[0]}}  {value:<{widths[1]}}  ({origin})".rstrip() for key, value, origin in settings
     ]
     lines += [f"  input {role}: {artifact.reference}" for role, artifact in planned.inputs.items()]
-    lines += [f"  input {role}: missing: {why}" for role, why in planned.missing.items()]
+    lines += [f"  {why}" for why in planned.missing.values()]
     if planned.existing:
         lines.append(f"would reuse {planned.existing.reference}")
     else:
