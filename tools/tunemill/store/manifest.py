@@ -173,7 +173,7 @@ def build_manifest(draft: Draft, files: Sequence[File], statement: File, config:
     Raises:
         BadDataError: there are no files, too many, or facts that make it larger than 1 MiB.
     """
-    _check_draft(draft, files)
+    check_draft(draft, files)
     layers = [
         _descriptor(media_type(draft.kind, file.path), file.digest, file.size, {FILE_PATH: file.path})
         for file in sorted(files, key=lambda file: file.path)
@@ -203,7 +203,13 @@ def build_manifest(draft: Draft, files: Sequence[File], statement: File, config:
     return data
 
 
-def _check_draft(draft: Draft, files: Sequence[File]) -> None:
+def check_draft(draft: Draft, files: Sequence[File]) -> None:
+    """Pass a draft whose name and number of files may be published.
+
+    Raises:
+        UsageError: the name is malformed.
+        BadDataError: there are no files, or too many.
+    """
     check_name(draft.name)
     if not files:
         raise BadDataError(f"nothing to publish as {draft.name}: {draft.directory} has no files")

@@ -21,7 +21,7 @@ from tunemill.progress import Progress, Task
 from tunemill.store import keys
 from tunemill.store.backend import Backend, Transfer, Upload
 from tunemill.store.lease import check_lease, drop_lease, wait_for_collections, write_lease
-from tunemill.store.manifest import Draft, File, build_config, build_manifest, content_digest
+from tunemill.store.manifest import Draft, File, build_config, build_manifest, check_draft, content_digest
 from tunemill.store.names import check_name, check_paths, check_tag
 from tunemill.store.provenance import STATEMENT_PATH, encode_statement
 from tunemill.store.reference import create_reference, ensure, new_reference, newest, read_reference
@@ -73,12 +73,13 @@ def prepare(draft: Draft, transfer: Transfer, progress: Progress) -> Package:
         UsageError: the name or a tag is malformed.
         BadDataError: a path or file may not be stored, or there are none.
     """
-    check_name(draft.name)
+    check_name(draft.name)  # before gigabytes are hashed
     for tag in draft.tags:
         check_tag(tag)
     sources = tuple(_hash_all(draft.directory, transfer, progress))
     files = [source.file for source in sources]
-    statement = encode_statement(draft.provenance, [(file.path, file.digest) for file in files] or [("", "")])
+    check_draft(draft, files)
+    statement = encode_statement(draft.provenance, [(file.path, file.digest) for file in files])
     described = File(STATEMENT_PATH, _hex(statement), len(statement))
     config = build_config(draft, files, described)
     return Package(draft, sources, statement, config, build_manifest(draft, files, described, config))
