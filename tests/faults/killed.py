@@ -11,7 +11,6 @@ object. Children are forked from this process, which has imported everything and
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -20,6 +19,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from tunemill.store import partial as partial_module
 from tunemill.store.backend import Backend, Transfer
 from tunemill.store.local import LocalBackend, LocalUpload
 from tunemill.store.manifest import content_digest
+from tunemill.store.provenance import encode_statement
 from tunemill.store.s3 import S3Upload, open_bucket
 
 AUDITED = {
@@ -116,10 +117,10 @@ def in_child(work: Callable[[], None], moment: float | None = None) -> tuple[int
     if child == 0:
         try:
             work()
-        except BaseException as error:
-            print(f"child: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(0)
+        finally:
+            traceback.print_exc()
             os._exit(1)
-        os._exit(0)
     if moment is not None:
         time.sleep(moment)
         os.kill(child, signal.SIGKILL)
@@ -127,16 +128,25 @@ def in_child(work: Callable[[], None], moment: float | None = None) -> tuple[int
     return status, time.monotonic() - started
 
 
+def large_size() -> int:
+    """Bytes of the large file: more parts than workers, unless the server wants large parts."""
+    return UPLOAD.part * (5 if UPLOAD.part < 1 << 20 else 2) + 100_000
+
+
+def make_provenance(number: int) -> Provenance:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    return Provenance("train", "0.1.0", {"number": number}, {}, {}, {}, "ab", None, None, now, now)
+
+
 def make_draft(folder: Path, number: int) -> Draft:
-    """Files that no other number has: one of two parts, one small, one empty."""
+    """Files that no other number has: one of several parts, one small, one empty."""
     source = folder / f"draft-{number}"
     source.mkdir()
     noise = random.Random(number)
-    (source / "model.safetensors").write_bytes(noise.randbytes(UPLOAD.part + 100_000))
+    (source / "model.safetensors").write_bytes(noise.randbytes(large_size()))
     (source / "config.json").write_bytes(noise.randbytes(50_000))
     (source / "README.md").write_bytes(b"")
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    made = Provenance("train", "0.1.0", {"number": number}, {}, {}, {}, "ab", None, None, now, now)
+    made = make_provenance(number)
     return Draft(f"killed/number-{number}", "adapter", source, {}, made, ("v1", "v2"))
 
 
@@ -177,7 +187,9 @@ class Publishing:
             assert same_files(target, self.draft.directory), f"{self.draft.name}{suffix} differs"
             assert store.provenance(found) == self.draft.provenance
 
-    parts = 2
+    @property
+    def parts(self) -> int:
+        return -(-large_size() // UPLOAD.part)
 
 
 class Pulling:
@@ -188,7 +200,7 @@ class Pulling:
         self.draft = make_draft(folder, 0)
         status, _ = in_child(lambda: check(Store(BACKEND, UPLOAD).publish(self.draft, QUIET) is not None))
         assert status == 0
-        self.parts = -(-(UPLOAD.part + 100_000) // DOWNLOAD.part) + 2  # and two small files
+        self.parts = -(-large_size() // DOWNLOAD.part) + 2  # and two small files
 
     def prepare(self, number: int) -> None:
         self.cache, self.target = self.folder / f"cache-{number}", self.folder / f"target-{number}" / "in"
@@ -224,6 +236,8 @@ def points(events: int, wanted: int, moments: int, seconds: float) -> Iterator[t
 def main(kind: str, folder: Path, wanted: int, moments: int) -> dict[str, int]:
     case = Publishing(folder) if kind == "publish" else Pulling(folder)
     case.prepare(1000)
+    assert in_child(case.work)[0] == 0  # makes the folders that only a first publish makes
+    case.prepare(1001)
     tally = folder / "events"
 
     def count() -> None:
@@ -260,8 +274,9 @@ def main(kind: str, folder: Path, wanted: int, moments: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    encode_statement(make_provenance(0), [("warm", "0" * 64)])  # imports protobuf before anything is counted
     partial_module.PAUSE_SECONDS = 0.01
     BACKEND = open_backend(sys.argv[2])
     UPLOAD = Transfer(part=int(sys.argv[4]), workers=WORKERS)
-    DOWNLOAD = Transfer(part=UPLOAD.part // 10, workers=WORKERS)
+    DOWNLOAD = Transfer(part=large_size() // 20, workers=WORKERS)
     print(json.dumps(main(sys.argv[1], Path(sys.argv[3]), int(sys.argv[5]), int(sys.argv[6]))))

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from backends import SMALL_PART
 
+from backends import SMALL_PART
 from tunemill.store.backend import Backend
 
 CHILD = Path(__file__).with_name("killed.py")

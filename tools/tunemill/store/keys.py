@@ -12,6 +12,8 @@ probes/<uuid>/<number>          what doctor writes, and removes again
 
 from __future__ import annotations
 
+import re
+
 from tunemill.errors import BadDataError
 
 BLOBS = "blobs/sha256/"
@@ -58,13 +60,9 @@ def sequence(key: str) -> int:
         BadDataError: the key's last segment is not 16 hex digits.
     """
     last = key.rpartition("/")[2]
-    try:
-        number = _LAST - int(last, 16)
-    except ValueError:
-        number = -1
-    if len(last) != 16 or number < 0:
+    if not re.fullmatch(r"[0-9a-f]{16}", last):
         raise BadDataError(f"store key {key} is malformed: expected 16 hex digits after the name")
-    return number
+    return _LAST - int(last, 16)
 
 
 def lease(identifier: str) -> str:

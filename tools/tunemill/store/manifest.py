@@ -241,15 +241,14 @@ def parse_manifest(data: bytes, digest: str) -> Manifest:
         raise IntegrityError(f"{where} does not have its digest: the store was damaged or tampered with")
     try:
         manifest = Manifest.model_validate_json(data)
-        paths = [layer.annotations[FILE_PATH] for layer in manifest.layers]
-        _check_types(manifest)
+        check_paths([layer.annotations[FILE_PATH] for layer in manifest.layers])
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BadDataError(f"{where} is malformed at '{place}': {first['msg']}") from error
     except KeyError as error:
         raise BadDataError(f"{where} has a layer without {FILE_PATH}") from error
-    check_paths(paths)
+    _check_types(manifest)
     return manifest
 
 
