@@ -93,8 +93,8 @@ def choose(rows: Sequence[Row], text: Callable[[Row], str]) -> list[Row]:
     )
     third = ODD // 3
     chosen = {*by_length[:third], *by_length[-third:], *by_rarity[:third]}
-    rest = ROWS - len(chosen)
-    chosen.update(place * len(rows) // rest for place in range(rest))
+    others, wanted = [place for place in order if place not in chosen], ROWS - len(chosen)
+    chosen.update(others[number * len(others) // wanted] for number in range(wanted))
     return [rows[place] for place in sorted(chosen)]
 
 

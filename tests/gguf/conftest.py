@@ -1,0 +1,169 @@
+"""A small SentencePiece Llama with random weights, its task data, and Works of the gguf stages."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tunemill.errors import ConfigurationError
+from tunemill.gguf.source import find_source
+from tunemill.progress import Progress
+from tunemill.work import Input, Work
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
+WORDS = ("parse", "read", "write", "list", "file", "text", "value", "error", "return", "the", "of", "module")
+
+
+class NoCheckpoints:
+    def latest(self, destination):
+        return None
+
+    def save(self, directory, step):
+        raise AssertionError("these stages save no checkpoints")
+
+
+@pytest.fixture
+def work(tmp_path):
+    def build(config, **directories) -> Work:
+        output, scratch = tmp_path / "out", tmp_path / "scratch"
+        output.mkdir()
+        inputs = {
+            role: Input(f"t/{role}@sha256:{'a' * 64}", "c" * 64, role, path, {})
+            for role, path in directories.items()
+        }
+        return Work(config, inputs, output, scratch, Progress(quiet=True), NoCheckpoints())
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def converter():
+    """llama.cpp's scripts; ``make test`` installs them."""
+    try:
+        return find_source()
+    except ConfigurationError as error:
+        pytest.fail(str(error))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A model directory as Hugging Face 4 wrote it, made once; tests copy it before they change it."""
+    directory = tmp_path_factory.mktemp("made") / "model"
+    directory.mkdir()
+    (directory / "tokenizer.model").write_bytes(sentencepiece_model())
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config()))
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    save_llama(directory)
+    return directory
+
+
+@pytest.fixture
+def make_llama():
+    return save_llama
+
+
+@pytest.fixture
+def model(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A data artifact with odd texts among the usual ones."""
+    directory = tmp_path_factory.mktemp("data")
+    chance = random.Random(5)
+    usual = [" ".join(chance.choices(WORDS, k=chance.randint(3, 40))) for _ in range(250)]
+    odd = [
+        "  two leading",
+        "tab\tand\n\n\nlines ",
+        "naïve ☃ 😀 ﬁ 中文",
+        "<|user|> in text",
+        "x" * 300,
+        "\u00a0.",
+    ]
+    save_split(directory / "train.parquet", usual[:200])
+    save_split(directory / "test.parquet", usual[200:] + odd)
+    return directory
+
+
+def sentencepiece_model() -> bytes:
+    import sentencepiece
+
+    chance = random.Random(1)
+    lines = [" ".join(chance.choices(WORDS, k=8)) + chance.choice(["", ".", "\n  x"]) for _ in range(600)]
+    result = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=result,
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True,
+        user_defined_symbols=SPECIAL[3:],
+        pad_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return result.getvalue()
+
+
+def tokenizer_config() -> dict:
+    common = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    return {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_prefix_space": False,
+        "legacy": False,
+        "clean_up_tokenization_spaces": False,
+        "added_tokens_decoder": {str(n): {"content": text, **common} for n, text in enumerate(SPECIAL)},
+    }
+
+
+def save_llama(directory: Path, **settings) -> None:
+    import sentencepiece
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    shape = {
+        "vocab_size": pieces.vocab_size(),
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**shape | settings)).to(torch.bfloat16)
+    model.save_pretrained(directory)
+
+
+def save_split(path: Path, texts: list[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"prompt": [{"role": "user", "content": text}], "completion": "A label", "text": text}
+        for text in texts
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)

@@ -1,0 +1,168 @@
+"""Quantization by llama.cpp, of every type, and what stops it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tunemill.errors import BadDataError, UsageError
+from tunemill.gguf.config import ConvertConfig, QuantizeConfig
+from tunemill.gguf.convert import convert
+from tunemill.gguf.header import read_gguf
+from tunemill.gguf.quantize import check, find_gguf, quantize
+from tunemill.gguf.types import NEED_IMATRIX, QUANTS
+
+
+@pytest.fixture(scope="session")
+def converted(made, data, converter, tmp_path_factory) -> Path:
+    """An F16 GGUF, made once."""
+    from tunemill.progress import Progress
+    from tunemill.work import Input, Work
+
+    folder = tmp_path_factory.mktemp("converted")
+    output = folder / "out"
+    output.mkdir()
+    inputs = {
+        role: Input(f"t/{role}@sha256:0", "c" * 64, role, path, {})
+        for role, path in (("merged", made), ("data", data))
+    }
+    convert(Work(ConvertConfig(), inputs, output, folder / "scratch", Progress(quiet=True), None))
+    return output
+
+
+@pytest.fixture
+def gguf(converted, tmp_path) -> Path:
+    return Path(shutil.copytree(converted, tmp_path / "gguf"))
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_every_type(work, converted, quant):
+    this = work(QuantizeConfig(quant=quant, n_threads=1), gguf=converted)
+    facts = quantize(this)
+    header = read_gguf(this.output / f"model-{quant}.gguf")
+    assert header.file_type == quant == facts["file_type"]
+    assert facts["bytes"] < 0.6 * facts["bytes_before"]
+    assert len(header.tensors) == len(read_gguf(converted / "model-F16.gguf").tensors)
+    assert facts["fallbacks"] == {}
+    assert {path.name for path in this.output.iterdir()} == {f"model-{quant}.gguf", "prompting.json"}
+
+
+def test_facts_name_the_library_and_the_machine(work, converted):
+    facts = quantize(work(QuantizeConfig(), gguf=converted))
+    assert facts["llama_cpp"] == "0.3.36"
+    assert "CPU" in facts["system_info"]
+    assert facts["ggml"].split()[0].count(".") == 2
+
+
+def test_same_input_gives_the_same_bytes_whatever_the_threads(work, converted, tmp_path):
+    first = work(QuantizeConfig(n_threads=1), gguf=converted)
+    quantize(first)
+    first.output.rename(tmp_path / "first")
+    second = work(QuantizeConfig(n_threads=3), gguf=converted)
+    quantize(second)
+    assert (tmp_path / "first/model-Q4_K_M.gguf").read_bytes() == (
+        second.output / "model-Q4_K_M.gguf"
+    ).read_bytes()
+
+
+def test_overrides_of_single_tensors(work, converted):
+    config = QuantizeConfig(output_tensor_type="Q8_0", token_embedding_type="Q5_K", pure=True)
+    this = work(config, gguf=converted)
+    quantize(this)
+    types = {t.name: t.type for t in read_gguf(this.output / "model-Q4_K_M.gguf").tensors}
+    assert types["output.weight"] == "Q8_0"
+    assert types["token_embd.weight"] == "Q5_K"
+    assert types["blk.0.attn_v.weight"] == "Q4_K"
+
+
+def test_widths_that_a_type_cannot_take_are_reported(work, model, data, make_llama, tmp_path, converter):
+    """320 is no multiple of 256: llama.cpp takes another type for such a tensor and says so."""
+    make_llama(model, intermediate_size=320, num_hidden_layers=1)
+    first = work(ConvertConfig(), merged=model, data=data)
+    convert(first)
+    first.output.rename(tmp_path / "first")
+    facts = quantize(work(QuantizeConfig(), gguf=tmp_path / "first"))
+    assert list(facts["fallbacks"]) == ["blk.0.ffn_down.weight"]
+    assert "320 columns" in facts["fallbacks"]["blk.0.ffn_down.weight"]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        pytest.param({"quant": "Q4_K_X"}, ["'Q4_K_X'", "Q4_K_"], id="unknown"),
+        pytest.param({"quant": "q4_k_m"}, ["did you mean Q4_K_M"], id="lower-case"),
+        pytest.param({"quant": "F16"}, ["outtype=f16"], id="not-quantized"),
+        pytest.param({"quant": "IQ2_XS"}, ["importance matrix"], id="imatrix"),
+        pytest.param({"output_tensor_type": "Q8"}, ["'Q8'", "Q8_"], id="tensor-type"),
+    ],
+)
+def test_unknown_types(config, words):
+    with pytest.raises(UsageError) as caught:
+        check(QuantizeConfig(**config))
+    assert all(word in str(caught.value) for word in words)
+    assert caught.value.exit_code == 2
+
+
+def test_types_that_need_an_imatrix_are_known(converted, tmp_path):
+    """llama.cpp itself refuses exactly those that ``check`` refuses."""
+    import threading
+
+    from tunemill.gguf.library import Library
+
+    library = Library(tmp_path, threading.Event())
+    numbers = {"IQ1_S": 24, "IQ2_XXS": 19, "IQ3_XS": 22, "Q2_K_S": 21}
+    assert numbers.keys() <= set(NEED_IMATRIX)
+    for number in numbers.values():
+        with pytest.raises(BadDataError, match="requires an imatrix"):
+            library.quantize(
+                converted / "model-F16.gguf", tmp_path / "x.gguf", {"ftype": number}, lambda: None
+            )
+
+
+def refused(this, *words):
+    with pytest.raises(BadDataError) as caught:
+        quantize(this)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_a_quantized_input(work, converted, tmp_path):
+    first = work(QuantizeConfig(quant="Q8_0"), gguf=converted)
+    quantize(first)
+    first.output.rename(tmp_path / "first")
+    refused(work(QuantizeConfig(), gguf=tmp_path / "first"), "model-Q8_0.gguf", "quantized already")
+
+
+def test_a_truncated_input(work, gguf):
+    path = find_gguf(gguf)
+    path.write_bytes(path.read_bytes()[:-100_000])
+    refused(work(QuantizeConfig(), gguf=gguf), "model-F16.gguf", "header describes")
+
+
+def test_a_vocabulary_that_llama_cpp_refuses(work, gguf):
+    """The header is in order, so only the library itself can tell; it must not take us along."""
+    path = find_gguf(gguf)
+    content = path.read_bytes()
+    assert content.count(b"tokenizer.ggml.model") == 1
+    path.write_bytes(content.replace(b"tokenizer.ggml.model", b"tokenizer.ggml.modes"))
+    refused(work(QuantizeConfig(), gguf=gguf), "model-")
+
+
+def test_numbers_that_are_none(work, gguf):
+    """A flipped bit can make an F16 infinite; llama.cpp validates what it quantizes."""
+    path = find_gguf(gguf)
+    tensor = next(t for t in read_gguf(path).tensors if t.name == "blk.0.ffn_up.weight")
+    with path.open("r+b") as file:
+        file.seek(tensor.start)
+        file.write(b"\xff\x7f" * 32)
+    refused(work(QuantizeConfig(quant="Q8_0"), gguf=gguf), "quantizing model-F16.gguf")
+
+
+@pytest.mark.parametrize("names", [[], ["a.gguf", "b.gguf"]])
+def test_one_file_is_expected(work, tmp_path, names):
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"GGUF")
+    refused(work(QuantizeConfig(), gguf=folder), "expected one GGUF")
