@@ -19,7 +19,7 @@ from tunemill.store import keys
 from tunemill.store.backend import Backend
 
 LARGEST_REFERENCE = 4096  # bytes
-ATTEMPTS = 5  # creations tried while the outcome stays unknown; each is read back first
+ATTEMPTS = 3  # creations while the outcome stays unknown, each read back; the S3 client repeats each too
 
 
 class Reference(BaseModel):

@@ -369,7 +369,7 @@ def open_bucket(address: str) -> S3Backend:
         UsageError: there is no bucket in it.
     """
     bucket, _, prefix = address.partition("/")
-    if not bucket or "//" in prefix or any(part in (".", "..") for part in prefix.split("/")):
+    if not bucket or "//" in address or any(part in (".", "..") for part in prefix.split("/")):
         raise UsageError(f"'s3://{address}' names no store: expected s3://bucket or s3://bucket/prefix")
     return S3Backend(bucket, prefix)
 
