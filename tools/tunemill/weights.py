@@ -28,10 +28,10 @@ MAX_HEADER = (
 MAX_INDEX = 100 << 20
 MAX_DIMENSIONS = 8
 BITS = {
-    "F64": 64, "I64": 64, "U64": 64,
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64,
     "F32": 32, "I32": 32, "U32": 32,
     "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
+    "F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 
@@ -141,7 +141,7 @@ def _tensor(path: Path, name: str, entry: Any, base: int) -> Tensor:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise _bad(path, f"its entry for {name[:80]!r} lacks dtype, shape or data_offsets") from None
-    if dtype not in BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise _bad(path, f"{name[:80]!r} has the unknown type {str(dtype)[:20]!r}")
     numbers = [*shape, start, end] if isinstance(shape, list) else [None]
     if not all(type(number) is int and 0 <= number < 1 << 50 for number in numbers):

@@ -124,8 +124,8 @@ class _Reader:
         metadata: dict[str, Value] = {}
         for _ in range(count):
             key = self._text(MAX_KEY)
-            if key in metadata:
-                raise self._bad(f"the key {key[:80]!r} occurs twice")
+            if not key or key in metadata:
+                raise self._bad(f"the key {key[:80]!r} is empty or occurs twice")
             metadata[key] = self._value(int(self._number("I")))
         return metadata
 
@@ -159,7 +159,7 @@ class _Reader:
     def _tensor(self) -> tuple[str, int, tuple[int, ...], int]:
         name = self._text(MAX_NAME - 1)
         dimensions = int(self._number("I"))
-        if not 1 <= dimensions <= MAX_DIMENSIONS:
+        if not name or not 1 <= dimensions <= MAX_DIMENSIONS:
             raise self._bad(f"the tensor {name!r} has {dimensions} dimensions")
         shape = tuple(self._count(1 << 40, "rows") for _ in range(dimensions))
         kind = int(self._number("I"))

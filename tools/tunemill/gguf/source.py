@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -183,7 +184,7 @@ def _wanted_files(archive: Path) -> Iterator[tuple[str, bytes]]:
                 if content is None or count > MAX_FILES:
                     raise IntegrityError(f"{archive} holds more than {MAX_FILES} scripts")
                 yield name, content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise IntegrityError(f"{archive} is damaged: {error}") from error
 
 
