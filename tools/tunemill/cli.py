@@ -134,6 +134,9 @@ def _missing(error: ModuleNotFoundError) -> ConfigurationError:
 
 def _click_failure(error: click.ClickException) -> int:
     """Say what click found wrong in one line, with where help is."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return 2
     where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "tunemill"
     log.error("tunemill: %s (see '%s --help')", _one_line(error.format_message().rstrip(".")), where)
     return 2
