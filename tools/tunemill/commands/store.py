@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tunemill.store.collect import Plan
     from tunemill.store.verify import Verdict
 
+LOOKUPS = 8  # at once; over a network each takes several round trips
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -45,7 +47,8 @@ def ls(name: str | None, store_url: str, as_json: bool) -> None:
     """List artifacts, or all that one NAME has meant."""
     opened = options.open_the_store(store_url)
     if name is None:
-        rows = [_row(opened, each) for each in opened.names()]
+        with ThreadPoolExecutor(LOOKUPS) as pool:
+            rows = list(pool.map(lambda each: _row(opened, each), opened.names()))
         _show(rows, as_json, lambda row: (row["name"], row["kind"], _size(row["size"]), row["digest"][:19]))
         return
     opened.resolve(name)
