@@ -1,0 +1,162 @@
+"""Figures against scikit-learn, known values and a published study's predictions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from tunemill.evaluate.answers import exact, free_answers, token_f1
+from tunemill.evaluate.metrics import Bootstrap, classification, confusions, difference
+from tunemill.evaluate.predictions import Predictions, read_csv
+
+DATA = Path(os.environ.get("TUNEMILL_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+PUBLISHED = DATA / "cap" / "predictions-llama-2-7b-test.csv"
+
+
+def alone(rows: int, seed: int = 1, rounds: int = 2000) -> Bootstrap:
+    return Bootstrap(rounds, 0.95, seed, np.arange(rows))
+
+
+def predictions(golds: str, answers: str, labels: str = "abc", shares: object = None) -> Predictions:
+    """One row per character; a dot is a row without an answer."""
+    given = tuple(None if answer == "." else answer for answer in answers)
+    names = tuple(str(number) for number in range(len(golds)))
+    errors = tuple("too long" if answer is None else None for answer in given)
+    probabilities = None if shares is None else np.array(shares, dtype=float)
+    return Predictions(tuple(labels), names, names, tuple(golds), given, errors, probabilities)
+
+
+GOLDS, ANSWERS = "aaaabbbbccca", "aabcbbba.cbc"
+
+
+def test_figures_are_scikit_learns() -> None:
+    found = classification(predictions(GOLDS, ANSWERS), alone(12))
+    golds, answers = list(GOLDS), list(ANSWERS)
+    assert found.accuracy.value == metrics.accuracy_score(golds, answers)
+    assert found.balanced_accuracy == pytest.approx(
+        metrics.recall_score(golds, answers, labels=list("abc"), average="macro")
+    )
+    for kind, value in (
+        ("macro", found.macro_f1.value),
+        ("micro", found.micro_f1),
+        ("weighted", found.weighted_f1),
+    ):
+        assert value == pytest.approx(metrics.f1_score(golds, answers, labels=list("abc"), average=kind))
+    for label, one in zip("abc", found.per_class, strict=True):
+        assert one.precision == metrics.precision_score(golds, answers, labels=[label], average="macro")
+        assert one.recall == metrics.recall_score(golds, answers, labels=[label], average="macro")
+        assert (one.support, one.predicted) == (GOLDS.count(label), ANSWERS.count(label))
+
+
+def test_rows_without_an_answer_count_as_wrong_and_have_a_column() -> None:
+    found = classification(predictions("aab", "a.b", "ab"), alone(3))
+    assert found.accuracy.value == pytest.approx(2 / 3)
+    assert found.errors == 1
+    assert found.matrix == ((1, 0, 1), (0, 1, 0))
+    assert found.per_class[0].recall == 0.5
+    assert found.per_class[0].precision == 1
+
+
+def test_labels_that_never_occur_do_not_pull_averages_down() -> None:
+    found = classification(predictions("ab", "ab", "abz"), alone(2))
+    assert found.macro_f1.value == found.balanced_accuracy == 1
+    assert [one.support for one in found.per_class] == [1, 1, 0]
+
+
+def test_top_k_is_scikit_learns_where_every_row_has_an_answer() -> None:
+    random = np.random.default_rng(3)
+    shares = random.dirichlet(np.ones(6), 200)
+    golds = "".join(random.choice(list("abcdef"), 200))
+    answers = "".join("abcdef"[row.argmax()] for row in shares)
+    found = classification(predictions(golds, answers, "abcdef", shares), alone(200))
+    for k in (2, 3, 5):
+        wanted = metrics.top_k_accuracy_score(list(golds), shares, k=k, labels=list("abcdef"))
+        assert found.top[k] == pytest.approx(wanted)
+
+
+def test_confusions_are_ranked_by_count() -> None:
+    found = confusions(predictions("aaabbc", "bbcaab"))
+    assert [(one.gold, one.predicted, one.count) for one in found] == [
+        ("a", "b", 2),
+        ("b", "a", 2),
+        ("a", "c", 1),
+        ("c", "b", 1),
+    ]
+    assert found[0].share == pytest.approx(2 / 3)
+
+
+def test_interval_of_accuracy_is_close_to_the_binomial_one() -> None:
+    found = classification(predictions("a" * 400, "a" * 300 + "b" * 100, "ab"), alone(400, rounds=8000))
+    spread = 1.96 * (0.75 * 0.25 / 400) ** 0.5
+    assert found.accuracy.low == pytest.approx(0.75 - spread, abs=0.005)
+    assert found.accuracy.high == pytest.approx(0.75 + spread, abs=0.005)
+
+
+def test_rows_of_one_cluster_are_drawn_together() -> None:
+    golds, answers = "a" * 400, "a" * 300 + "b" * 100
+    clustered = Bootstrap(8000, 0.95, 1, np.arange(400) // 4)
+    found = classification(predictions(golds, answers, "ab"), clustered)
+    spread = 1.96 * (0.75 * 0.25 / 100) ** 0.5  # as if only every fourth row were there
+    assert found.accuracy.high - found.accuracy.low == pytest.approx(2 * spread, abs=0.01)
+
+
+def test_same_seed_same_interval() -> None:
+    given = predictions(GOLDS * 9, ANSWERS * 9)
+    assert classification(given, alone(108)) == classification(given, alone(108))
+    assert classification(given, alone(108)).macro_f1 != classification(given, alone(108, seed=2)).macro_f1
+
+
+def test_difference_is_resampled_in_pairs() -> None:
+    golds = ["a"] * 200
+    first = ["a"] * 150 + ["b"] * 50
+    same = difference(golds, first, first, alone(200))
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    better = difference(golds, first, ["a"] * 100 + ["b"] * 100, alone(200))
+    assert better.value == 0.25
+    assert 0.15 < better.low < 0.25 < better.high < 0.35
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="set TUNEMILL_TEST_DATA to the folder of real data")
+def test_published_predictions_give_the_published_accuracy() -> None:
+    given = read_csv(PUBLISHED, gold="trueCat", predicted="predicted", identifier="idCoding")
+    found = classification(given, alone(len(given)))
+    assert len(given) == 424
+    assert round(found.accuracy.value, 4) == 0.7476
+    wanted = metrics.classification_report(
+        given.golds, given.answers, labels=list(given.labels), output_dict=True, zero_division=0
+    )
+    for one in found.per_class:
+        expected = wanted[one.label]
+        assert (one.precision, one.recall, one.f1, one.support) == pytest.approx(
+            (expected["precision"], expected["recall"], expected["f1-score"], expected["support"])
+        )
+    assert found.macro_f1.value == pytest.approx(
+        metrics.f1_score(given.golds, given.answers, average="macro")
+    )
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "match", "f1"),
+    [
+        pytest.param("The cat, sat.", "the  Cat sat", True, 1.0, id="normalised"),
+        pytest.param("a cat sat", "cat stood", False, 0.5, id="half"),
+        pytest.param("cat cat", "cat", False, 2 / 3, id="repeated"),
+        pytest.param("", "the", True, 1.0, id="both-empty"),
+        pytest.param("cat", "", False, 0.0, id="one-empty"),
+        pytest.param("12 %", "12", True, 1.0, id="punctuation"),
+    ],
+)
+def test_free_answers_are_compared_as_in_squad(gold: str, answer: str, match: bool, f1: float) -> None:
+    assert exact(gold, answer) is match
+    assert token_f1(gold, answer) == pytest.approx(f1)
+
+
+def test_free_answers_without_answer_score_nothing() -> None:
+    given = Predictions((), ("1", "2"), ("x", "y"), ("red car", "blue"), ("red", None), (None, "empty"), None)
+    found = free_answers(given, alone(2))
+    assert (found.exact_match.value, found.errors) == (0, 1)
+    assert found.token_f1.value == pytest.approx((2 / 3) / 2)
