@@ -30,10 +30,17 @@ LISTED = {
         "tunemill.data.config:PREPARE", "Turn a dataset into prompts, split it, and write its data card"
     ),
     "train": Listed("tunemill.train.config:STAGE", "Fine-tune the base model by LoRA, QLoRA or in full"),
-    "merge": Listed("tunemill.merge.config:STAGE", "Fold the adapter into the base weights"),
-    "convert": Listed("tunemill.gguf.config:CONVERT", "Convert the merged model to GGUF"),
-    "convert-lora": Listed("tunemill.gguf.config:CONVERT_LORA", "Convert the adapter alone to GGUF"),
-    "quantize": Listed("tunemill.gguf.config:QUANTIZE", "Quantize a GGUF on the host that will run it"),
+    "merge": Listed(
+        "tunemill.merge.config:STAGE",
+        "Fold an adapter into its base model, shard by shard, without loading the model",
+    ),
+    "convert": Listed(
+        "tunemill.gguf.config:CONVERT", "Convert a merged model to GGUF and prove that both tokenize alike"
+    ),
+    "convert-lora": Listed("tunemill.gguf.config:CONVERT_LORA", "Convert an adapter alone to a GGUF LoRA"),
+    "quantize": Listed(
+        "tunemill.gguf.config:QUANTIZE", "Quantize a GGUF on this machine, with llama.cpp's quantizer"
+    ),
     "infer": Listed("tunemill.infer.config:STAGE", "Classify or generate over a dataset"),
     "evaluate": Listed("tunemill.evaluate.config:STAGE", "Judge predictions and write the report"),
 }
