@@ -343,6 +343,7 @@ def test_credentials_that_may_not_delete(directory_store, make_draft, progress, 
     with pytest.raises(DeniedError) as caught:
         clean(directory_store, progress)
     assert caught.value.exit_code == 77
+    assert list(directory_store.backend.list(keys.COLLECTIONS)) == [], "publishers would wait for it"
 
 
 def test_a_collection_that_takes_too_long_stops(directory_store, make_draft, progress, monkeypatch):
@@ -352,3 +353,4 @@ def test_a_collection_that_takes_too_long_stops(directory_store, make_draft, pro
     with pytest.raises(TransientError, match="run it again"):
         clean(directory_store, progress)
     assert everything(directory_store) == before
+    assert list(directory_store.backend.list(keys.COLLECTIONS)) == []

@@ -11,6 +11,7 @@ manifests before blobs.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ def sweep(
         BadDataError: as for ``plan``.
         DeniedError: the credentials may not delete.
     """
+    _check_right(backend)
     graph = Graph(backend)
     found = _plan(backend, graph, grace, progress)
     for entry in found.superseded:
@@ -186,20 +188,30 @@ def _sweep_batch(
 ) -> list[Entry]:
     started = time.monotonic()  # before the announcement's own time, so it errs to the safe side
     collection = announce(backend, {_digest(entry.key) for entry in batch})
-    time.sleep(settle_seconds)
-    marked = _mark(backend, graph, backend.now() - grace)[2]
-    doomed = [entry for entry in batch if _digest(entry.key) not in marked]
+    try:
+        time.sleep(settle_seconds)
+        marked = _mark(backend, graph, backend.now() - grace)[2]
+        doomed = [entry for entry in batch if _digest(entry.key) not in marked]
+        _delete(backend, doomed, started + DELETE_WITHIN.total_seconds())
+    finally:
+        withdraw(backend, collection)  # or publishers of the same files would wait for an hour
+    return doomed
 
+
+def _delete(backend: Backend, doomed: Sequence[Entry], deadline: float) -> None:
     def delete(entry: Entry) -> None:
-        if time.monotonic() - started > DELETE_WITHIN.total_seconds():
+        if time.monotonic() > deadline:
             raise TransientError("collecting took too long and stopped before its end: run it again")
         backend.delete(entry.key)
 
     with ThreadPoolExecutor(WORKERS) as pool:
         for _, group in groupby(doomed, key=lambda entry: entry.key.partition("/")[0]):
             list(pool.map(delete, list(group)))  # one kind at a time keeps the order of deletion
-    withdraw(backend, collection)
-    return doomed
+
+
+def _check_right(backend: Backend) -> None:
+    """Find out before anything is announced, since an announcement could not be withdrawn either."""
+    backend.delete(f"{keys.PROBES}{uuid.uuid4().hex}/000000")
 
 
 def _mark(backend: Backend, graph: Graph, before: datetime) -> tuple[set[str], Named, set[str]]:
