@@ -15,7 +15,7 @@ from tunemill.progress import Progress
 from tunemill.train.config import TrainConfig
 from tunemill.work import Input, Work
 
-WORDS = [
+WORDS = (
     "red",
     "green",
     "blue",
@@ -28,13 +28,9 @@ WORDS = [
     "what",
     "color",
     "has",
-    "a",
     "the",
-    "fruit",
-    "plant",
-    "water",
     "?",
-]
+)
 SPECIAL = ("<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] }}"
@@ -94,9 +90,14 @@ def make_base(directory: Path, hidden: int = 64, **changes: Any) -> Path:
     torch.manual_seed(1)
     shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2} | changes
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=hidden, intermediate_size=2 * hidden, bos_token_id=1, eos_token_id=2,
-        max_position_embeddings=64, **shape,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        **shape,
+    )
     LlamaForCausalLM(config).save_pretrained(directory)
     return directory
 

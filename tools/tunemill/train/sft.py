@@ -125,7 +125,7 @@ def _build(work: Work[TrainBase], place: Place, splits: dict[str, examples.Encod
     config = work.config
     local = work.scratch / "trainer"
     shutil.rmtree(local, ignore_errors=True)  # an unpublished checkpoint of a killed run is not trusted
-    arguments = validate.sft_config(config, local, place.dtype)
+    arguments = validate.sft_config(config, local, place.dtype, place.device)
     if place.device == "cpu":
         arguments.dataloader_pin_memory = False
     model = adapters.load_model(work.inputs["base"].path, config, place.dtype, place.device)

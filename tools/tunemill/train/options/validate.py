@@ -52,14 +52,16 @@ def check(config: TrainBase) -> None:
         raise UsageError("\n".join(problems))
 
 
-def sft_config(config: TrainBase, directory: Path, compute_dtype: str) -> Any:
+def sft_config(config: TrainBase, directory: Path, compute_dtype: str, device: str) -> Any:
     """Return the ``trl.SFTConfig`` of a run that keeps its own files in ``directory``.
 
-    ``compute_dtype`` sets bf16 or fp16 where neither was set by name.
+    ``compute_dtype`` sets bf16 or fp16 where neither was set by name; ``device`` sets use_cpu,
+    without which bf16 is refused on a CPU.
     """
     values = _converted(_sft_class(), config.sft())
     if "bf16" not in values and "fp16" not in values:
         values |= {"bf16": compute_dtype == "bfloat16", "fp16": compute_dtype == "float16"}
+    values.setdefault("use_cpu", device == "cpu")
     return _sft_class()(
         output_dir=str(directory),
         seed=config.seed,
@@ -125,7 +127,7 @@ def _construction_problems(config: TrainBase) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            sft_config(config, Path(directory), "float32")
+            sft_config(config, Path(directory), "float32", "cpu")
         except CONSTRUCTION_ERRORS as error:
             yield f"trl.SFTConfig refuses these options: {_one_line(error)}"
     if config.method != "full":
