@@ -79,10 +79,10 @@ class Upload(ABC):
 
     @abstractmethod
     def send(self, number: int, data: bytes, sha256: bytes) -> None:
-        """Send part ``number`` (from 1) whose digest is ``sha256``; sending it again replaces it.
+        """Send part ``number`` (from 1), whose digest is ``sha256``; sending it again replaces it.
 
         Raises:
-            IntegrityError: the bytes that arrived have another digest.
+            IntegrityError: the bytes that arrived at a server have another digest.
         """
 
     @abstractmethod
