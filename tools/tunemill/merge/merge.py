@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from tunemill.errors import BadDataError
 from tunemill.files import disk_errors, need_space, write_json
 from tunemill.merge.adapter import CONFIG, Adapter, read_adapter
@@ -122,7 +124,11 @@ def _copy_file(source: Path, target: Path) -> None:
 def _write_shards(work: Work[MergeConfig], plan: Plan, adapter: Path) -> None:
     threads = work.config.n_threads or min(MOST_THREADS, os.cpu_count() or 1)
     total = sum(shard.size for shard in plan.shards)
-    with work.progress.task("merge", total, "B") as task, ThreadPoolExecutor(threads) as pool:
+    with (
+        work.progress.task("merge", total, "B") as task,
+        threadpool_limits(1, "blas"),  # ours are the threads; BLAS's would wait for theirs in busy loops
+        ThreadPoolExecutor(threads) as pool,
+    ):
         for shard in plan.shards:
             write_shard(shard, adapter, work.output / shard.source.name, pool, task.advance)
 

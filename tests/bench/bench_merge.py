@@ -1,0 +1,225 @@
+"""Our merge beside PEFT's load-merge-save and cp, on a Llama shape with random weights, in one run.
+
+    python tests/bench/bench_merge.py [--shape 1b|3b] [--rank 16] [--rounds 3] [--folder FOLDER]
+
+Each method is a whole process, started new, that takes its turn in every round; the best round counts
+and the peak memory is the largest of all rounds. The base is read from the page cache where it fits,
+and everything is synced between turns, so programs are compared rather than disks. The result of the
+last round is compared with PEFT's, number for number. A process inherits the peak memory of the one
+that starts it, so about 50 MB are this program's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tunemill.weights import read_headers
+
+SHAPES = {
+    # vocabulary, hidden, intermediate, layers, heads, key-value heads: Llama 3.2's
+    "1b": (128256, 2048, 8192, 16, 32, 8),
+    "3b": (128256, 3072, 8192, 28, 24, 8),
+    "tiny": (1024, 256, 512, 2, 4, 2),
+}
+LINEAR = {
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+OURS = """
+import sys
+from pathlib import Path
+from tunemill.merge.config import MergeConfig
+from tunemill.merge.merge import merge
+from tunemill.progress import Progress
+from tunemill.work import Input, Work
+base, adapter, output = map(Path, sys.argv[1:])
+output.mkdir()
+inputs = {role: Input(role, "", role, path, {}) for role, path in (("base", base), ("adapter", adapter))}
+merge(Work(MergeConfig(), inputs, output, output, Progress(quiet=True), None))
+"""
+PEFT = """
+import sys
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base, adapter, output = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(output)
+"""
+
+
+def matrices(shape: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name and (rows, columns) of every linear layer."""
+    _, hidden, inner, layers, heads, pairs = SHAPES[shape]
+    narrow = hidden // heads * pairs
+    rows = {"k_proj": narrow, "v_proj": narrow, "gate_proj": inner, "up_proj": inner}
+    for layer in range(layers):
+        for block, names in LINEAR.items():
+            for name in names:
+                columns = inner if name == "down_proj" else hidden
+                yield f"model.layers.{layer}.{block}.{name}", (rows.get(name, hidden), columns)
+
+
+def tensors(shape: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of the base; input and output embeddings are one."""
+    vocabulary, hidden, _, layers, _, _ = SHAPES[shape]
+    yield "model.embed_tokens.weight", (vocabulary, hidden)
+    yield "model.norm.weight", (hidden,)
+    for layer in range(layers):
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield f"model.layers.{layer}.{name}.weight", (hidden,)
+    for name, size in matrices(shape):
+        yield f"{name}.weight", size
+
+
+def apart(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function in a process of its own, so that its memory is not inherited by what is measured."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{function.__name__} failed")
+
+
+def make_base(folder: Path, shape: str) -> None:
+    """Write a base with random bfloat16 weights."""
+    vocabulary, hidden, inner, layers, heads, pairs = SHAPES[shape]
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": pairs,
+        "tie_word_embeddings": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    entries, offset = {}, 0
+    for name, size in tensors(shape):
+        bytes_ = 2 * int(np.prod(size))
+        entries[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [offset, offset + bytes_]}
+        offset += bytes_
+    text = json.dumps({"__metadata__": {"format": "pt"}} | entries).encode()
+    chance = np.random.default_rng(1)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for start in range(0, offset // 2, 1 << 24):
+            numbers = chance.standard_normal(min(1 << 24, offset // 2 - start), np.float32) * np.float32(0.02)
+            file.write((numbers.view("<u4") >> 16).astype("<u2"))
+
+
+def make_adapter(folder: Path, shape: str, rank: int) -> None:
+    """Write a LoRA over all linear layers, with both halves random."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    names = [name for block in LINEAR.values() for name in block]
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": names}))
+    chance = np.random.default_rng(2)
+    halves = {}
+    for name, (rows, columns) in matrices(shape):
+        for half, size in (("A", (rank, columns)), ("B", (rows, rank))):
+            key = f"base_model.model.{name}.lora_{half}.weight"
+            halves[key] = chance.standard_normal(size, np.float32) * np.float32(0.02)
+    save_file(halves, folder / "adapter_model.safetensors")
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Run a command; return its wall-clock seconds and its peak resident megabytes."""
+    os.sync()
+    started = time.perf_counter()
+    child = os.posix_spawnp(command[0], command, os.environ | {"HF_HUB_OFFLINE": "1"})
+    _, status, usage = os.wait4(child, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        sys.exit(f"{command[0]} failed with status {status}")
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
+    return seconds, usage.ru_maxrss * unit / 1e6
+
+
+def difference(ours: Path, peft: Path) -> tuple[float, float]:
+    """Return the share of numbers that differ, and the largest difference in units of the last place."""
+    (one,), (two,) = read_headers(ours), read_headers(peft)
+    total = differing = worst = 0
+    with one.path.open("rb") as first, two.path.open("rb") as second:
+        for name, tensor in one.tensors.items():
+            a, b = (
+                np.fromfile(file, "<i2", tensor.size // 2, offset=header.tensors[name].start - file.tell())
+                for file, header in ((first, one), (second, two))
+            )
+            apart = np.abs(a.astype(np.int32) - b)
+            total, differing, worst = (
+                total + a.size,
+                differing + np.count_nonzero(apart),
+                max(worst, apart.max()),
+            )
+    return differing / total, float(worst)
+
+
+def report(size: int, results: dict[str, list[tuple[float, float]]]) -> None:
+    best = {name: min(seconds for seconds, _ in runs) for name, runs in results.items()}
+    print(f"{size / 2e9:.2f} B parameters, {size / 1e9:.2f} GB of bfloat16, {os.cpu_count()} cores\n")
+    print("| method | best s | all rounds s | peak MB resident | times cp | times PEFT |")
+    print("|---|---:|---|---:|---:|---:|")
+    for name, runs in results.items():
+        rounds = " ".join(f"{seconds:.2f}" for seconds, _ in runs)
+        peak = max(memory for _, memory in runs)
+        print(
+            f"| {name} | {best[name]:.2f} | {rounds} | {peak:.0f} "
+            f"| {best[name] / best['cp']:.2f} | {best[name] / best['PEFT']:.3f} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where there is room for four models")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
+        base, adapter = folder / "base", folder / "adapter"
+        apart(make_base, base, options.shape)
+        apart(make_adapter, adapter, options.shape, options.rank)
+        commands = {
+            "cp": ["cp", "-r", str(base), str(folder / "cp")],
+            "Tunemill": [sys.executable, "-c", OURS, str(base), str(adapter), str(folder / "Tunemill")],
+            "PEFT": [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                PEFT,
+                str(base),
+                str(adapter),
+                str(folder / "PEFT"),
+            ],
+        }
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        for _ in range(options.rounds):
+            for name, command in commands.items():
+                shutil.rmtree(folder / name, ignore_errors=True)
+                results[name].append(measure(command))
+        report((base / "model.safetensors").stat().st_size, results)
+        share, worst = difference(folder / "Tunemill", folder / "PEFT")
+        print(f"\n{share:.2%} of the numbers differ from PEFT's, by at most {worst:.0f} in the last place.")
+
+
+if __name__ == "__main__":
+    main()
