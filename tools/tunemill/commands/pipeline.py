@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from tunemill import options
+from tunemill.errors import UsageError
 from tunemill.progress import Progress
 from tunemill.recipe import Choice, Recipe, Setting, resolve
 from tunemill.signals import Signals
@@ -22,6 +23,19 @@ from tunemill.store import Artifact, Store
 
 BEFORE_QUANTIZATION = ("fetch", "prepare", "train", "merge", "convert")
 REPORTS = Path(".tunemill/reports")
+# Facts of a report that belong on the terminal, with their titles; the baselines stand beside the result.
+FIGURES = {
+    "accuracy": "accuracy",
+    "accuracy_low": "from",
+    "accuracy_high": "to",
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "macro_f1": "macro-F1",
+    "majority_accuracy": "majority class",
+    "tfidf_accuracy": "TF-IDF",
+    "rows": "rows",
+    "errors": "errors",
+}
 
 log = logging.getLogger("tunemill")
 
@@ -89,9 +103,16 @@ def pipeline(
 
 
 def split_quants(given: Sequence[str]) -> list[str]:
-    """Return each type once, in the order given; words may hold several, with commas."""
+    """Return each type once, in the order given; words may hold several, with commas.
+
+    Raises:
+        UsageError: there is none.
+    """
     types = [part.strip() for word in given for part in word.split(",")]
-    return list(dict.fromkeys(part.upper() for part in types if part))
+    quants = list(dict.fromkeys(part.upper() for part in types if part))
+    if not quants:
+        raise UsageError("--quant names no quantization: for example --quant F16,Q4_K_M")
+    return quants
 
 
 def lay_out(recipe: Recipe, quants: Sequence[str]) -> Iterator[Step]:
@@ -153,32 +174,32 @@ def _keep_report(store: Store, report: Artifact) -> Path:
 
 
 def table(steps: Sequence[Step], outcomes: Sequence[Outcome]) -> str:
-    """Return stages, seconds, references, and the figures of each report."""
+    """Return stages, seconds and references, then the figures of each report."""
     rows = [("stage", "seconds", "", "output")]
     for outcome in outcomes:
         done = "reused" if outcome.reused else "ran"
         rows.append((outcome.plan.stage.name, f"{outcome.seconds:.1f}", done, outcome.artifact.reference))
     rows.append(("all", f"{sum(outcome.seconds for outcome in outcomes):.1f}", "", ""))
-    lines = [aligned(rows)]
-    for step, outcome in zip(steps, outcomes, strict=True):
-        if step.stage == "evaluate":
-            lines.append(f"{step.quant}: {figures(outcome.artifact.facts)}")
-    return "\n".join(lines)
+    facts = {
+        step.quant or "": outcome.artifact.facts
+        for step, outcome in zip(steps, outcomes, strict=True)
+        if step.stage == "evaluate"
+    }
+    return f"{aligned(rows)}\n\n{aligned(figures(facts))}"
 
 
-def figures(facts: Mapping[str, Any]) -> str:
-    """Return the numbers among a report's facts on one line, nested ones by their path."""
-    return ", ".join(f"{key} {value}" for key, value in _numbers(facts, ""))
+def figures(facts: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a row for each quantization with the headline figures of its report, after a title row."""
+    shown = [key for key in FIGURES if any(key in found for found in facts.values())]
+    rows = [("", *(FIGURES[key] for key in shown))]
+    rows += [(quant, *(_figure(found.get(key)) for key in shown)) for quant, found in facts.items()]
+    return rows
 
 
-def _numbers(facts: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key} ")
-        elif isinstance(value, float):
-            yield f"{prefix}{key}", f"{value:.3f}"
-        elif isinstance(value, int) and not isinstance(value, bool):
-            yield f"{prefix}{key}", str(value)
+def _figure(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
