@@ -152,6 +152,7 @@ def _talk_on_stderr() -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars would tear ours and fill a cluster's log
 
 
 if __name__ == "__main__":
