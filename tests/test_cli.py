@@ -162,6 +162,8 @@ class TestStages:
         pytest.param(OSError(errno.ENOSPC, "No space left on device"), 75, id="full disk"),
         pytest.param(OSError(errno.EDQUOT, "Disk quota exceeded"), 75, id="quota"),
         pytest.param(OSError(errno.EIO, "Input/output error"), 70, id="other OSError"),
+        pytest.param(PermissionError(errno.EACCES, "Permission denied", "/x"), 77, id="no permission"),
+        pytest.param(MemoryError(), 78, id="no memory"),
         pytest.param(KeyboardInterrupt(), 130, id="KeyboardInterrupt"),
         pytest.param(ModuleNotFoundError("x", name="tunemill.gone"), 70, id="own module missing"),
         pytest.param(ValueError("two\nlines"), 70, id="bug"),

@@ -13,7 +13,7 @@ import pytest
 
 from toys import GROW, PLANT, SAVE
 from tunemill import __version__, stage
-from tunemill.errors import BadDataError, UsageError
+from tunemill.errors import BadDataError, ConfigurationError, UsageError
 from tunemill.host import Host, this_host
 from tunemill.progress import Progress
 from tunemill.recipe import Recipe, Setting
@@ -191,6 +191,15 @@ def test_planning_changes_nothing(store: Store) -> None:
     assert planned.existing is None
     assert store.names() == []
     assert not cache_directory().exists()
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_set(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TUNEMILL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigurationError, match="set TUNEMILL_CACHE"):
+        run(PLANT)
 
 
 def test_two_processes_of_one_action_make_it_once(store: Store, run: Run) -> None:

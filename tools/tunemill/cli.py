@@ -18,7 +18,7 @@ from importlib import import_module
 import click
 
 from tunemill import __version__
-from tunemill.errors import ConfigurationError, Interrupted, TransientError, TunemillError
+from tunemill.errors import ConfigurationError, DeniedError, Interrupted, TransientError, TunemillError
 from tunemill.signals import handled
 from tunemill.stages import LISTED
 
@@ -105,6 +105,10 @@ def _failure(error: Exception) -> int:
         return _fail(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _fail(TransientError(f"no space left on the disk: {error}; free some and run it again"))
+    if isinstance(error, PermissionError):
+        return _fail(DeniedError(f"no permission for {error.filename}: change its mode or its owner"))
+    if isinstance(error, MemoryError):
+        return _fail(ConfigurationError("out of memory: take a smaller batch or a machine with more"))
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("tunemill"):
         return _fail(_missing(error))
     log.error(

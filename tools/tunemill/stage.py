@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from tunemill import __version__
 from tunemill.action import action_key, action_tag, resolved
 from tunemill.checkpoints import StoredCheckpoints, checkpoint_name
-from tunemill.errors import ConflictError, UsageError
+from tunemill.errors import ConfigurationError, ConflictError, UsageError
 from tunemill.files import disk_errors
 from tunemill.host import Host, this_host
 from tunemill.progress import Progress
@@ -278,9 +278,18 @@ def _pull(store: Store, planned: Plan, folder: Path, progress: Progress) -> dict
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time make an action's output on this machine; the others wait."""
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    """Let one process at a time make an action's output on this machine; the others wait.
+
+    Raises:
+        ConfigurationError: the cache cannot be written to.
+    """
+    try:
+        with disk_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder.parent} cannot be made ({error.strerror}): set TUNEMILL_CACHE to a writable directory"
+        ) from error
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
