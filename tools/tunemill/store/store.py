@@ -58,7 +58,7 @@ def _open_backend(url: str, create: bool) -> Backend:
     if separator and scheme != "file":
         raise UsageError(f"'{url}' is no store: expected a directory, file:///path or s3://bucket/prefix")
     path = Path(unquote(urlsplit(url).path) if separator else url).expanduser()
-    if not str(path) or (separator and not path.is_absolute()):
+    if not url or (separator and not path.is_absolute()):
         raise UsageError(f"'{url}' is no store: expected file:///absolute/path")
     return LocalBackend.create(path) if create else LocalBackend(path)
 
