@@ -69,6 +69,29 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
     return Micro(directory / "model-F16.gguf", weights, len(vocabulary))
 
 
+@pytest.fixture(scope="session")
+def reference(micro: Micro) -> Any:
+    """The same model in transformers, in float32, on one thread: the model is too small for more."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(1)
+    config = LlamaConfig(
+        vocab_size=micro.vocabulary,
+        hidden_size=WIDTH,
+        intermediate_size=FEED_FORWARD,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KEY_HEADS,
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).float().eval()
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in micro.weights.items()})
+    return model
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Callable[..., Path]:
     """Write a data artifact of (text, label) pairs and return its directory."""

@@ -41,23 +41,9 @@ def scores_of(model: Model, prompts: list[str], labels: list[str], most: int = 2
         return np.array([found.copy() for _, found in score(pool, questions, len(labels))])
 
 
-def expected(micro: Any, model: Model, prompts: list[str], labels: list[str]) -> Any:
+def expected(reference: Any, model: Model, prompts: list[str], labels: list[str]) -> Any:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=micro.vocabulary,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-    )
-    reference = LlamaForCausalLM(config).float().eval()
-    reference.load_state_dict({name: torch.from_numpy(array) for name, array in micro.weights.items()})
     rows = []
     for prompt in prompts:
         begin = list(model.tokens(prompt))
@@ -85,9 +71,9 @@ PROMPTS = [f"<s>[which part: {text}]" for text in ("sort a list", "open the net 
         pytest.param({"flash": True}, id="flash-attention"),
     ],
 )
-def test_scores_are_those_of_transformers(micro: Any, model: Model, settings: dict[str, Any]) -> None:
+def test_scores_are_those_of_transformers(reference: Any, model: Model, settings: dict[str, Any]) -> None:
     found = scores_of(model, PROMPTS, LABELS, **settings)
-    wanted = expected(micro, model, PROMPTS, LABELS)
+    wanted = expected(reference, model, PROMPTS, LABELS)
     assert np.abs(found - wanted).max() < NATS
     assert wanted.std(axis=0).min() > 10 * NATS  # else prompts would be interchangeable
 
