@@ -123,6 +123,14 @@ class TestRefusals:
         with pytest.raises(BadDataError, match=r"'b\.json' .* is a link"):
             directory_store.publish(draft, progress)
 
+    def test_a_file_too_large_for_bounded_memory(
+        self, directory_store: Store, make_draft: MakeDraft, progress: Progress
+    ) -> None:
+        draft = make_draft({"x.gguf": b""})
+        os.truncate(draft.directory / "x.gguf", (1 << 39) + 1)  # sparse: takes no space
+        with pytest.raises(BadDataError, match="split it into shards"):
+            directory_store.publish(draft, progress)
+
     def test_a_pipe_is_refused(
         self, directory_store: Store, make_draft: MakeDraft, progress: Progress
     ) -> None:

@@ -191,7 +191,9 @@ class TestOpening:
         with pytest.raises(ConfigurationError, match=r"is no store: it holds 'thesis\.tex'"):
             open_store(str(tmp_path), create=True)
 
-    @pytest.mark.parametrize("url", ["http://x/y", "gs://bucket", "file://host", "s3://", ""])
+    @pytest.mark.parametrize(
+        "url", ["http://x/y", "gs://bucket", "file://host", "file://host/path", "s3://", ""]
+    )
     def test_other_addresses(self, url: str) -> None:
         with pytest.raises(UsageError):
             open_store(url)

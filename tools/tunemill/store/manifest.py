@@ -22,7 +22,7 @@ from tunemill.store.names import check_name, check_paths
 from tunemill.store.provenance import STATEMENT_TYPE, Provenance
 
 LARGEST_MANIFEST = 1 << 20  # bytes
-LARGEST_FILE = 5 << 40  # bytes; the largest object of S3
+LARGEST_FILE = 1 << 39  # bytes; in 10,000 parts of 53 MiB, which keeps a transfer below 256 MB
 MOST_FILES = 10_000
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"

@@ -21,7 +21,15 @@ from tunemill.progress import Progress, Task
 from tunemill.store import keys
 from tunemill.store.backend import Backend, Transfer, Upload
 from tunemill.store.lease import check_lease, drop_lease, wait_for_collections, write_lease
-from tunemill.store.manifest import Draft, File, build_config, build_manifest, check_draft, content_digest
+from tunemill.store.manifest import (
+    LARGEST_FILE,
+    Draft,
+    File,
+    build_config,
+    build_manifest,
+    check_draft,
+    content_digest,
+)
 from tunemill.store.names import check_name, check_paths, check_tag
 from tunemill.store.provenance import STATEMENT_PATH, encode_statement
 from tunemill.store.reference import create_reference, ensure, new_reference, newest, read_reference
@@ -181,10 +189,17 @@ def _walk(directory: Path) -> Iterator[tuple[str, Path]]:
 def _hash_all(directory: Path, transfer: Transfer, progress: Progress) -> Iterator[Source]:
     found = sorted(_walk(directory))
     check_paths([relative for relative, _ in found] + [STATEMENT_PATH])
-    sizes = [path.stat().st_size for _, path in found]
+    sizes = [_size(path) for _, path in found]
     with ThreadPoolExecutor(1, "hash") as second, progress.task("hash", sum(sizes), "B") as task:
         for (relative, path), size in zip(found, sizes, strict=True):
             yield _hash(relative, path, transfer.part_size(size), second, task)
+
+
+def _size(path: Path) -> int:
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise BadDataError(f"{path} has {size} bytes, more than {LARGEST_FILE}: split it into shards")
+    return size
 
 
 def _hash(relative: str, path: Path, part_size: int, second: ThreadPoolExecutor, task: Task) -> Source:

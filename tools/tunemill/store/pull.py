@@ -56,6 +56,8 @@ def pull(
     destination = destination.absolute()
     _refuse_existing(destination)
     fill_cache(backend, files, cache, transfer, progress)
+    if not _same_device(cache, destination):
+        need_space(destination.parent, sum(file.size for file in files))
     with _assembly(destination) as temporary:
         for file in files:
             _place(_cached(cache, file), temporary / file.path)
@@ -177,6 +179,13 @@ def _place(cached: Path, target: Path) -> None:
             shutil.copyfileobj(source, copy, CHUNK)
             os.fchmod(copy.fileno(), 0o444)
             os.fsync(copy.fileno())
+
+
+def _same_device(cache: Path, destination: Path) -> bool:
+    folder = destination.parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder.stat().st_dev == cache.stat().st_dev
 
 
 def _refuse_existing(destination: Path) -> None:

@@ -57,8 +57,9 @@ def _open_backend(url: str, create: bool) -> Backend:
         return open_bucket(rest)
     if separator and scheme != "file":
         raise UsageError(f"'{url}' is no store: expected a directory, file:///path or s3://bucket/prefix")
-    path = Path(unquote(urlsplit(url).path) if separator else url).expanduser()
-    if not url or (separator and not path.is_absolute()):
+    parts = urlsplit(url)
+    path = Path(unquote(parts.path) if separator else url).expanduser()
+    if not url or (separator and (parts.netloc or not path.is_absolute())):
         raise UsageError(f"'{url}' is no store: expected file:///absolute/path")
     return LocalBackend.create(path) if create else LocalBackend(path)
 
