@@ -245,6 +245,9 @@ def _new_model(config: FetchConfig) -> Any:
             num_key_value_heads=config.num_key_value_heads,
             max_position_embeddings=config.max_position_embeddings,
             tie_word_embeddings=config.tie_word_embeddings,
+            # The usual 0.02 suits widths of thousands. Here it leaves embeddings so short that, once they
+            # are frozen under an adapter, no output could give a rare token more than 0.2 probability.
+            initializer_range=config.hidden_size**-0.5,
             bos_token_id=1,
             eos_token_id=2,
         )

@@ -46,6 +46,8 @@ def check(config: TrainBase) -> None:
     problems = list(_problems("trl.SFTConfig", _sft_class(), config.sft()))
     if config.method != "full":
         problems += _problems("peft.LoraConfig", _lora_class(), config.lora())
+        if not problems and config.lora().get("r", 1) is not None and int(config.lora().get("r", 1)) < 1:
+            problems.append(f"r={config.lora()['r']} is no rank of an adapter: give at least 1")
     if not problems:
         problems = list(_construction_problems(config))
     if problems:
