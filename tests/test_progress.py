@@ -44,3 +44,17 @@ def test_short_tasks_leave_no_line_in_a_log(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO), Progress(io.StringIO()).task("hash") as task:
         task.advance()
     assert caplog.messages == []
+
+
+def test_the_last_line_is_not_repeated_and_a_start_foretells_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with caplog.at_level(logging.INFO), Progress(io.StringIO()).task("fit", total=1000) as task:
+        task.advance(1)
+        task.advance(499)
+        task.advance(500)
+    assert len(caplog.messages) == 3
+    assert "left" not in caplog.messages[0]
+    assert "left" in caplog.messages[1]

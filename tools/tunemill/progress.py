@@ -15,6 +15,7 @@ from typing import TextIO
 
 LOG_EVERY_SECONDS = 10.0  # one line per task and 10 s keeps a cluster's log readable
 REDRAW_SECONDS = 0.1
+ENOUGH_TO_FORETELL = 0.01  # share done before the remaining time is said; a file's header alone says nothing
 
 log = logging.getLogger("tunemill")
 
@@ -35,6 +36,8 @@ class Task:
         self.done = 0.0
         self.note = ""
         self.started = time.monotonic()
+        self.logged = -1.0
+        """What was done when its last log line was written."""
         self._show = show
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
@@ -54,7 +57,7 @@ class Task:
             parts[0] = f"{self.name} {_count(self.done, bare)}/{_count(self.total, self.unit)}"
         if self.done:
             parts.append(f"{_count(rate, bare)}/s")
-            if self.total and self.done < self.total:
+            if self.total and self.total * ENOUGH_TO_FORETELL <= self.done < self.total:
                 parts.append(f"{(self.total - self.done) / rate:.0f} s left")
         if self.note:
             parts.append(self.note)
@@ -92,10 +95,11 @@ class Progress:
                 self._shown = now
                 self._stream.write(f"\r\033[K{task.line()}" + ("\n" if final else ""))
                 self._stream.flush()
-        elif final and not self._quiet and now - task.started < 1:
-            return  # sub-second tasks would only be noise in a log
+        elif final and (self._quiet or now - task.started < 1 or task.logged == task.done):
+            return  # sub-second tasks and repetitions would only be noise in a log
         elif not self._quiet and (final or now - self._shown >= LOG_EVERY_SECONDS):
             self._shown = now
+            task.logged = task.done
             log.info(task.line())
 
     def _clear(self) -> None:
