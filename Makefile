@@ -82,6 +82,7 @@ lint: $(INSTALLED) ## Check style, types and architecture
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck .ci/run tests/s3/*.sh
 
 format: $(INSTALLED) ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix

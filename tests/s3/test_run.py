@@ -47,13 +47,6 @@ def test_wrong_usage_is_one_line():
     assert done.stderr == "ceph_rgw.sh: usage: ceph_rgw.sh install | serve PORT | wipe PORT\n"
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_scripts_pass_shellcheck():
-    scripts = [str(path) for path in HERE.glob("*.sh")]
-    assert scripts
-    subprocess.run(["shellcheck", *scripts], check=True)
-
-
 @pytest.mark.s3
 @pytest.mark.skipif(not ROOT.exists(), reason=f"no server of the project's own in {ROOT}")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
