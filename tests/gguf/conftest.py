@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,22 @@ def made(tmp_path_factory) -> Path:
     (directory / "chat_template.jinja").write_text(TEMPLATE)
     save_llama(directory)
     return directory
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a file system of so many bytes."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root on Linux can mount a small file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(size: int) -> Path:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
+        return disk
+
+    yield mount
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tunemill.gguf.convert import check, convert, convert_lora, stage_adapter, s
 from tunemill.gguf.header import read_gguf
 from tunemill.gguf.library import Library
 from tunemill.prompting import read_prompting
+from tunemill.weights import read_header
 
 pytestmark = pytest.mark.usefixtures("converter")
 
@@ -156,6 +158,13 @@ def test_too_little_memory(work, model, data):
 def test_too_little_time(work, model, data):
     this = work(ConvertConfig(convert_timeout=0.2), merged=model, data=data)
     refused(convert, this, "longer than 0 s", error=TransientError, code=75)
+
+
+def test_a_disk_that_fills_up_meanwhile(work, model, data, small_disk):
+    """It has room for the weights, which is checked before, but not for the vocabulary."""
+    numbers = sum(tensor.size // 2 for tensor in read_header(model / "model.safetensors").tensors.values())
+    this = replace(work(ConvertConfig(), merged=model, data=data), output=small_disk(numbers * 2 + 4096))
+    refused(convert, this, "no space left", error=TransientError, code=75)
 
 
 def test_a_stop_ends_the_converter(work, model, data):

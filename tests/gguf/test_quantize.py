@@ -1,14 +1,17 @@
 """Quantization by llama.cpp, of every type, and what stops it."""
 
 import shutil
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tunemill.errors import BadDataError, UsageError
+from tunemill.errors import BadDataError, TransientError, UsageError
 from tunemill.gguf.config import ConvertConfig, QuantizeConfig
 from tunemill.gguf.convert import convert
 from tunemill.gguf.header import read_gguf
+from tunemill.gguf.library import Library
 from tunemill.gguf.quantize import check, find_gguf, quantize
 from tunemill.gguf.types import NEED_IMATRIX, QUANTS
 
@@ -105,10 +108,6 @@ def test_unknown_types(config, words):
 
 def test_types_that_need_an_imatrix_are_known(converted, tmp_path):
     """llama.cpp itself refuses exactly those that ``check`` refuses."""
-    import threading
-
-    from tunemill.gguf.library import Library
-
     library = Library(tmp_path, threading.Event())
     numbers = {"IQ1_S": 24, "IQ2_XXS": 19, "IQ3_XS": 22, "Q2_K_S": 21}
     assert numbers.keys() <= set(NEED_IMATRIX)
@@ -157,6 +156,19 @@ def test_numbers_that_are_none(work, gguf):
         file.seek(tensor.start)
         file.write(b"\xff\x7f" * 32)
     refused(work(QuantizeConfig(quant="Q8_0"), gguf=gguf), "quantizing model-F16.gguf")
+
+
+def test_a_full_disk_is_noticed_before(work, converted, small_disk):
+    this = replace(work(QuantizeConfig(), gguf=converted), output=small_disk(64 << 10))
+    with pytest.raises(TransientError, match="free some space"):
+        quantize(this)
+
+
+def test_a_disk_that_fills_up_meanwhile(converted, tmp_path, small_disk):
+    library = Library(tmp_path, threading.Event())
+    target = small_disk(64 << 10) / "x.gguf"
+    with pytest.raises(TransientError, match="no space left"):
+        library.quantize(converted / "model-F16.gguf", target, {"ftype": 7, "nthread": 1}, lambda: None)
 
 
 @pytest.mark.parametrize("names", [[], ["a.gguf", "b.gguf"]])

@@ -1,12 +1,20 @@
 """The merge against PEFT's own, tensor for tensor, and everything it must refuse."""
 
 import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tunemill.errors import BadDataError
+from tunemill.errors import BadDataError, TransientError
+from tunemill.merge.adapter import read_adapter
 from tunemill.merge.merge import merge
+from tunemill.merge.plan import plan_merge
+from tunemill.merge.rewrite import write_shard
 from tunemill.weights import read_headers
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -316,3 +324,82 @@ def test_a_missing_shard(tmp_path, models, pair, work):
     victim = sorted(base.glob("*.safetensors"))[1]
     victim.unlink()
     refused(work(base, pair[1]), victim.name)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 kB."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root on Linux can mount a small file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_noticed_before(pair, work, small_disk):
+    this = replace(work(*pair), output=small_disk)
+    with pytest.raises(TransientError, match="free some space"):
+        merge(this)
+    assert not list(small_disk.iterdir())
+
+
+def test_a_disk_that_fills_up_meanwhile(pair, small_disk):
+    plan = plan_merge(read_headers(pair[0]), read_adapter(pair[1]))
+    with ThreadPoolExecutor(2) as pool, pytest.raises(TransientError, match="no space left"):
+        write_shard(
+            plan.shards[0], pair[1] / "adapter_model.safetensors", small_disk / "x", pool, lambda n: None
+        )
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from tunemill.merge.config import MergeConfig
+from tunemill.merge.merge import merge
+from tunemill.progress import Progress
+from tunemill.work import Input, Work
+base, adapter, output = map(Path, sys.argv[1:])
+inputs = {role: Input(role, "", role, path, {}) for role, path in (("base", base), ("adapter", adapter))}
+work = Work(MergeConfig(n_threads=2), inputs, output, output, Progress(quiet=True), None)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+merge(work)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(grown * (1 if sys.platform == "darwin" else 1024))
+print("torch" in sys.modules)
+"""
+
+
+def test_memory_stays_small_and_torch_away(tmp_path):
+    """Two matrices of 134 MB, holes in the file: merging them takes less than 60 MB more."""
+    from safetensors.numpy import save_file
+
+    base, adapter, output = (tmp_path / name for name in ("base", "adapter", "out"))
+    for directory in (base, adapter, output):
+        directory.mkdir()
+    rows, columns = 8192, 8192
+    entries = {
+        f"model.{name}.weight": {
+            "dtype": "BF16",
+            "shape": [rows, columns],
+            "data_offsets": [2 * rows * columns * place, 2 * rows * columns * (place + 1)],
+        }
+        for place, name in enumerate(("a", "b"))
+    }
+    text = json.dumps(entries).encode()
+    with (base / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 4 * rows * columns)
+    (base / "config.json").write_text("{}")
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+    halves = {"A": np.ones((4, columns), np.float32), "B": np.ones((rows, 4), np.float32)}
+    pair = {f"base_model.model.model.a.lora_{half}.weight": array for half, array in halves.items()}
+    save_file(pair, adapter / "adapter_model.safetensors")
+    command = [sys.executable, "-c", MEASURED, str(base), str(adapter), str(output)]
+    grown, torch = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert int(grown) < 60_000_000
+    assert torch == "False"
+    merged = np.memmap(output / "model.safetensors", "<u2", "r", offset=8 + len(text))
+    assert (merged[: rows * columns : 997] == 0x4100).all(), "0 + 8 / 4 * (4 * 1 * 1) = 8 in bfloat16"
+    assert not merged[rows * columns :: 997].any()

@@ -35,6 +35,11 @@ INHERITED = (
     "CUDA_VISIBLE_DEVICES",
 )
 
+FULL_DISK = re.compile(
+    r"No space left on device|Disk quota exceeded|requested and \d+ written|iostream error"
+)
+"""What the system, NumPy's ``tofile`` and C++ streams say when a write is cut short."""
+
 LAUNCH = """
 import json, resource, runpy, sys
 (parent, memory), target = json.loads(sys.argv[1]), sys.argv[2]
@@ -175,7 +180,7 @@ def fail(ended: Ended, subject: str, limits: Limits) -> None:
     if ended.code == 0:
         return
     reason = _reason(ended.log)
-    if "No space left on device" in ended.log or "Disk quota exceeded" in ended.log:
+    if FULL_DISK.search(ended.log):
         raise TransientError(f"{subject}: no space left: free some space and run the same command again")
     if ended.code == -signal.SIGKILL:
         raise TransientError(f"{subject}: it was killed, as the system does when memory runs out")
