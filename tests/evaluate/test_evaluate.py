@@ -73,6 +73,16 @@ def test_the_page_stands_alone_and_has_every_section(rows: Any, write_inputs: Ma
     assert "66.7 %" in text
 
 
+def test_the_page_names_the_command_that_makes_it_again(
+    rows: Any, write_inputs: Make, make_work: Make
+) -> None:
+    work = make_work(write_inputs(rows), quant="F16", seed=7)
+    evaluate(work)
+    page = (work.output / "report.html").read_text()
+    assert "tunemill evaluate --run tiny-parts --input data=tiny-parts/data@sha256:" in page
+    assert "--set quant=F16 --set seed=7" in page
+
+
 def test_texts_from_data_cannot_become_markup(rows: Any, write_inputs: Make, make_work: Make) -> None:
     evil = "<script>alert(1)</script>"
     for row in rows:

@@ -80,7 +80,7 @@ def render(
             errors_shown=ERRORS_SHOWN,
             provenance=provenance,
             settings=settings,
-            command=_command(provenance, settings),
+            command=_command(provenance, config),
             version=__version__,
         )
     )
@@ -140,16 +140,14 @@ def _failed(judged: Judged) -> list[tuple[str, str]]:
     return [(identifier, error) for identifier, error in zip(given.ids, given.errors, strict=True) if error]
 
 
-def _command(provenance: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+def _command(provenance: Sequence[Mapping[str, Any]], config: EvaluateConfig) -> str:
     """Return the command that makes this page again from the same artifacts."""
     by_role = {one["role"]: one["reference"] for one in provenance}
     run = by_role.get("predictions", "").partition("/")[0]
-    inputs = " ".join(f"--input {role}={reference}" for role, reference in by_role.items())
-    defaults = EvaluateConfig()
-    changed = " ".join(
-        f"--set {key}={value}" for key, value in settings.items() if value != getattr(defaults, key)
-    )
-    return f"tunemill evaluate --run {run} {inputs} {changed}".strip()
+    inputs = [f"--input {role}={reference}" for role, reference in by_role.items()]
+    defaults = EvaluateConfig().model_dump()
+    changed = [f"--set {key}={value}" for key, value in config.model_dump().items() if value != defaults[key]]
+    return " ".join([f"tunemill evaluate --run {run}", *inputs, *changed])
 
 
 def _short(text: str, most: int) -> str:
