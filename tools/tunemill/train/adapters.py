@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,32 @@ LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, Attrib
 """What transformers raises for damaged or unknown model files."""
 
 
-def load_model(directory: Path, config: TrainBase, dtype: str, device: str) -> Any:
-    """Load the base model on ``device``, in 4 bits for qlora.
+def kept_dtype(directory: Path, config: TrainBase, dtype: str) -> str:
+    """Return the type that weights are kept in while computing in ``dtype``.
 
-    Full training keeps the weights in float32 and computes in ``dtype``: an update of a
-    thousandth is lost in a bfloat16 weight.
+    Trained weights stay in float32, as an update of a thousandth is lost in a bfloat16 weight; so
+    do those of a base in float32 unless ``dtype`` was set, as such a base is small.
+    """
+    in_float32 = config.dtype == "auto" and config.method == "lora" and base_dtype(directory) == "float32"
+    return "float32" if config.method == "full" or in_float32 else dtype
+
+
+def base_dtype(directory: Path) -> str | None:
+    """Return the type of the base's weights, as its configuration says; None if it does not.
+
+    Raises:
+        BadDataError: there is no configuration.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadDataError(f"the base's config.json cannot be read: {_first_line(error)}") from error
+    dtype: str | None = config.get("dtype") or config.get("torch_dtype")
+    return dtype
+
+
+def load_model(directory: Path, config: TrainBase, dtype: str, device: str) -> Any:
+    """Load the base model on ``device``, in 4 bits for qlora, to compute in ``dtype``.
 
     Raises:
         BadDataError: the files are damaged or of an unknown architecture.
@@ -38,8 +60,7 @@ def load_model(directory: Path, config: TrainBase, dtype: str, device: str) -> A
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    weights = "float32" if config.method == "full" else dtype
-    options: dict[str, Any] = {"dtype": getattr(torch, weights)}
+    options: dict[str, Any] = {"dtype": getattr(torch, kept_dtype(directory, config, dtype))}
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
     if config.method == "qlora":

@@ -7,7 +7,6 @@ stopped and resumed; so what varies (times, memory) is among the facts, not in t
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -59,7 +58,8 @@ def train(work: Work[TrainBase]) -> Facts:
     prompting, tokenizer = read_prompting(base.path), examples.load_tokenizer(base.path)
     splits = _read_splits(work, prompting, tokenizer)
     if config.memory_check:
-        need = memory.estimate(base.path, config, place.dtype)
+        kept = adapters.kept_dtype(base.path, config, place.dtype)
+        need = memory.estimate(base.path, config, kept)
         memory.check_fits(need, *memory.free_memory(kind), config)
     _say_plan(work, place, splits)
     with device.reproducible(config.deterministic), disk_errors(work.scratch):
@@ -232,7 +232,7 @@ def _write(work: Work[TrainBase], trainer: Any) -> None:
     base = work.inputs["base"]
     model = trainer.accelerator.unwrap_model(trainer.model)
     adapters.forget_place(model, _name(work, "base"))
-    adapters.save_result(model, work.output, work.config.method, _base_dtype(base.path))
+    adapters.save_result(model, work.output, work.config.method, adapters.base_dtype(base.path))
     adapters.copy_tokenizer(base.path, work.output)
     metrics.write_metrics(work.output, trainer.record)
     trained, total = adapters.count_parameters(model)
@@ -247,10 +247,3 @@ def _write(work: Work[TrainBase], trainer: Any) -> None:
             "lora": {name: str(value) for name, value in work.config.lora().items()},
         },
     )
-
-
-def _base_dtype(directory: Path) -> str | None:
-    """The type the base's weights are kept in, as its configuration says."""
-    config = json.loads((directory / "config.json").read_text("utf-8"))
-    dtype: str | None = config.get("dtype") or config.get("torch_dtype")
-    return dtype
