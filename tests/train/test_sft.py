@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 
 import micro
+import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
@@ -228,19 +229,35 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path, data):
     only_line(error)
 
 
-def test_bad_inputs_are_refused_in_one_line(tmp_path, base, data):
-    empty = micro.make_data(tmp_path / "empty", copies=0)
-    with pytest.raises(BadDataError, match="no rows") as error:
-        train(micro.make_work(tmp_path, base, empty, "empty run"))
+def test_bad_rows_are_refused_in_one_line(tmp_path, base, data):
+    rows = pyarrow.parquet.read_table(data / "train.parquet")
+    blank = {**micro.row(7, "rose", ""), "prompt": []}
+    for name, table, said in (
+        ("empty", rows.slice(0, 0), "no rows to train on"),
+        ("lacking", rows.drop_columns(["completion"]), "train.parquet of the data lacks completion"),
+        ("blank", pyarrow.Table.from_pylist([blank], rows.schema), "row r7 has no answer"),
+    ):
+        bad = tmp_path / name
+        bad.mkdir()
+        pyarrow.parquet.write_table(table, bad / "train.parquet")
+        with pytest.raises(BadDataError, match=said) as error:
+            train(micro.make_work(tmp_path, base, bad, f"{name} run"))
+        only_line(error)
+    (tmp_path / "empty" / "train.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(BadDataError, match=r"train\.parquet of the data cannot be read") as error:
+        train(micro.make_work(tmp_path, base, tmp_path / "empty", "cut run"))
     only_line(error)
-    with pytest.raises(BadDataError, match=r"row r0 has .* more than max_length=5") as error:
+
+
+def test_options_that_do_not_go_with_the_data_or_model_are_refused(tmp_path, base, data):
+    with pytest.raises(BadDataError, match=r"row r0 has \d+ tokens, more than max_length=5") as error:
         train(micro.make_work(tmp_path, base, data, "long", max_length=5))
     only_line(error)
     unfit = micro.make_data(tmp_path / "unfit")
     with pytest.raises(UsageError, match="needs validation rows") as error:
         train(micro.make_work(tmp_path, base, unfit, "validation", eval_strategy="epoch"))
     only_line(error)
-    with pytest.raises(UsageError, match="target modules") as error:
+    with pytest.raises(UsageError, match=r"TRL refuses these options: .*[Tt]arget modules") as error:
         train(micro.make_work(tmp_path, base, data, "target", target_modules=["nowhere"]))
     only_line(error)
 

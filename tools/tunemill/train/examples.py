@@ -73,12 +73,12 @@ def read_split(directory: Path, split: str) -> list[dict[str, Any]] | None:
     if not path.exists():
         return None
     try:
+        missing = sorted(set(COLUMNS) - set(pyarrow.parquet.read_schema(path).names))
+        if missing:
+            raise BadDataError(f"{path.name} of the data lacks {', '.join(missing)}: make it with prepare")
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=list(COLUMNS)).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise BadDataError(f"{path.name} of the data cannot be read: {_first_line(error)}") from error
-    if rows and set(COLUMNS) - set(rows[0]):
-        missing = ", ".join(sorted(set(COLUMNS) - set(rows[0])))
-        raise BadDataError(f"{path.name} of the data lacks {missing}: make it with the prepare stage")
     return rows
 
 
@@ -95,12 +95,13 @@ def encode(
     input_ids, masks = [], []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
+        _check_answered(batch)
         prompts = _tokenize(tokenizer, [prompting.prompt(row["prompt"]) for row in batch])
         completions = _tokenize(
             tokenizer, [prompting.completion(row["prompt"], row["completion"]) for row in batch]
         )
         for row, prompt, completion in zip(batch, prompts, completions, strict=True):
-            _check(row, len(prompt), len(completion), max_length)
+            _check_length(row, len(prompt) + len(completion), max_length)
             input_ids.append(prompt + completion)
             masks.append([0] * len(prompt) + [1] * len(completion))
     return Encoded(input_ids, masks)
@@ -110,12 +111,16 @@ def _tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
-def _check(row: Mapping[str, Any], prompt: int, completion: int, max_length: int | None) -> None:
-    if not completion or not prompt:
-        raise BadDataError(f"row {row['id']} has an empty {'prompt' if completion else 'completion'}")
-    if max_length is not None and prompt + completion > max_length:
+def _check_answered(rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        if not row["completion"] or not row["prompt"]:
+            raise BadDataError(f"row {row['id']} has no {'question' if row['completion'] else 'answer'}")
+
+
+def _check_length(row: Mapping[str, Any], length: int, max_length: int | None) -> None:
+    if max_length is not None and length > max_length:
         raise BadDataError(
-            f"row {row['id']} has {prompt + completion} tokens, more than max_length={max_length}: "
+            f"row {row['id']} has {length} tokens, more than max_length={max_length}: "
             "prepare and train with the same max_length"
         )
 
