@@ -12,6 +12,7 @@ object. Children are forked from this process, which has imported everything and
 from __future__ import annotations
 
 import hashlib
+import http.client
 import itertools
 import json
 import os
@@ -38,6 +39,7 @@ AUDITED = {
     *("open", "os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"),
     *("os.utime", "os.scandir", "http.client.send"),
 }
+# Besides, the moment between sending a request and reading its reply.
 COUNTED = ("fsync", "ftruncate", "fchmod", "close")  # no audit events of the interpreter
 WORKERS = 2
 QUIET = Progress(quiet=True)
@@ -69,6 +71,7 @@ class Killer:
         sys.addaudithook(hook)
         for name in COUNTED:
             setattr(os, name, self._counted(getattr(os, name)))
+        http.client.HTTPResponse.begin = self._counted(http.client.HTTPResponse.begin)  # type: ignore[method-assign]
         os.pwrite = self._torn(os.pwrite)  # type: ignore[assignment]
 
     def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,14 +178,15 @@ class Publishing:
 
     def check(self, finished: bool) -> None:
         """Whatever is visible is whole; what is finished is visible under both tags and the branch."""
+        store, pulled = Store(BACKEND, UPLOAD, self.folder / "cache"), set[str]()
         for suffix in (":v1", ":v2", ""):
-            store = Store(BACKEND, UPLOAD, self.folder / "cache")
             found = store.find(self.draft.name + suffix)
             assert found is not None or not finished, f"{self.draft.name}{suffix} is missing"
-            if found is None:
+            if found is None or found.digest in pulled:
                 continue
+            pulled.add(found.digest)
             assert found.content == content_digest(found.kind, found.files)
-            target = self.folder / "checked" / f"{self.draft.name.replace('/', '-')}{suffix}{finished}"
+            target = self.folder / "checked" / f"{found.digest[7:]}-{finished}"
             store.pull(found, target, QUIET)
             assert same_files(target, self.draft.directory), f"{self.draft.name}{suffix} differs"
             assert store.provenance(found) == self.draft.provenance

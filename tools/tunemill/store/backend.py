@@ -21,6 +21,9 @@ LARGEST_SMALL_OBJECT = 1 << 20  # bytes; references, leases and manifests are re
 MEMORY = 128 << 20  # bytes of parts in flight at once; half of what a transfer may use in all
 MOST_PARTS = 10_000  # S3's limit for one upload
 
+Data = bytes | bytearray
+"""A part: parts are read into buffers that are used again, so an upload keeps none of them."""
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -71,18 +74,18 @@ class Upload(ABC):
     """
 
     @abstractmethod
-    def holds(self, number: int, data: bytes, sha256: bytes) -> bool:
+    def holds(self, number: int, data: Data, sha256: bytes) -> bool:
         """Say whether part ``number`` (from 1) is already there with exactly these bytes.
 
         True only when the backend has compared the content, so a part that was cut off is sent again.
         """
 
     @abstractmethod
-    def send(self, number: int, data: bytes, sha256: bytes) -> None:
+    def send(self, number: int, data: Data, sha256: bytes) -> None:
         """Send part ``number`` (from 1), whose digest is ``sha256``; sending it again replaces it.
 
         Raises:
-            IntegrityError: the bytes that arrived at a server have another digest.
+            IntegrityError: the bytes that arrived have another digest.
         """
 
     @abstractmethod

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 
 from tunemill.errors import ConfigurationError, DeniedError, IntegrityError, TransientError
 from tunemill.files import fsync_directory
-from tunemill.store.backend import LARGEST_SMALL_OBJECT, Backend, Entry, Unfinished, Upload
+from tunemill.store.backend import LARGEST_SMALL_OBJECT, Backend, Data, Entry, Unfinished, Upload
 
 PIECE = 1 << 20  # bytes read at once
 TEMPORARY = ".tmp"
@@ -273,20 +273,25 @@ class LocalUpload(Upload):
             return None
         return cls(backend, key, path, descriptor, size, part_size)
 
-    def holds(self, number: int, data: bytes, sha256: bytes) -> bool:
+    def holds(self, number: int, data: Data, sha256: bytes) -> bool:
         """See the base class; the part is read back, so no record of it can be wrong."""
         offset = (number - 1) * self._part_size
         with _errors(self._path):
             if os.fstat(self._descriptor).st_size < offset + len(data):
                 return False
-            found = os.pread(self._descriptor, len(data), offset)
-        if hashlib.sha256(found).digest() != sha256:
+            found = hashlib.sha256()
+            for start in range(offset, offset + len(data), PIECE):
+                length = min(PIECE, offset + len(data) - start)
+                found.update(os.pread(self._descriptor, length, start))
+        if found.digest() != sha256:
             return False
         self._done.add(number)
         return True
 
-    def send(self, number: int, data: bytes, sha256: bytes) -> None:
+    def send(self, number: int, data: Data, sha256: bytes) -> None:
         """See the base class."""
+        if hashlib.sha256(data).digest() != sha256:
+            raise IntegrityError(f"part {number} of {self._key} has another sha256 than was announced")
         view, offset = memoryview(data), (number - 1) * self._part_size
         with _errors(self._path):
             while view:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunemill.errors import BadDataError, ConflictError, IntegrityError, TransientError
+from tunemill.files import CHUNK
 from tunemill.progress import Progress, Task
 from tunemill.store import keys
-from tunemill.store.backend import Backend, Transfer, Upload
+from tunemill.store.backend import Backend, Data, Transfer, Upload
 from tunemill.store.lease import check_lease, drop_lease, wait_for_collections, write_lease
 from tunemill.store.manifest import (
     LARGEST_FILE,
@@ -204,13 +206,19 @@ def _size(path: Path) -> int:
 
 def _hash(relative: str, path: Path, part_size: int, second: ThreadPoolExecutor, task: Task) -> Source:
     whole, parts, size = hashlib.sha256(), [], 0
-    with path.open("rb", buffering=0) as source:
-        while data := source.read(part_size):
-            part = second.submit(_digest, data)  # hashing releases the interpreter: two cores, two hashes
+    part, left = hashlib.sha256(), part_size
+    with path.open("rb") as source:
+        while data := source.read(min(CHUNK, left)):
+            updated = second.submit(part.update, data)  # hashing frees the interpreter: two cores, two hashes
             whole.update(data)
-            parts.append(part.result())
-            size += len(data)
+            updated.result()
+            size, left = size + len(data), left - len(data)
             task.advance(len(data))
+            if left == 0:
+                parts.append(part.digest())
+                part, left = hashlib.sha256(), part_size
+    if left < part_size:
+        parts.append(part.digest())
     return Source(path, File(relative, whole.hexdigest(), size), tuple(parts))
 
 
@@ -240,11 +248,14 @@ def _send_large(source: Source, backend: Backend, transfer: Transfer, task: Task
     size = source.file.size
     part_size = transfer.part_size(size)
     key = keys.blob(source.file.digest)
-    with closing(backend.upload(key, size, part_size)) as upload, source.path.open("rb") as opened:
-        descriptor = opened.fileno()
+    # One buffer per worker: buffers of this size that come and go leave malloc holding several of each.
+    kept = threading.local()
+    with closing(backend.upload(key, size, part_size)) as upload:
 
         def send(number: int) -> None:
-            data = os.pread(descriptor, part_size, (number - 1) * part_size)
+            if not hasattr(kept, "buffer"):
+                kept.buffer = bytearray(part_size)
+            data = _read_part(source.path, (number - 1) * part_size, kept.buffer)
             _send_part(upload, number, data, source)
             task.advance(len(data))
 
@@ -259,7 +270,15 @@ def _send_large(source: Source, backend: Backend, transfer: Transfer, task: Task
         raise TransientError(f"{source.path} did not arrive in {backend.url}: run the same command again")
 
 
-def _send_part(upload: Upload, number: int, data: bytes, source: Source) -> None:
+def _read_part(path: Path, offset: int, buffer: bytearray) -> Data:
+    """Fill the buffer from a file and return it, or a shorter copy at the file's end."""
+    with path.open("rb") as source:
+        source.seek(offset)
+        filled = source.readinto(buffer)
+    return buffer if filled == len(buffer) else bytes(memoryview(buffer)[:filled])
+
+
+def _send_part(upload: Upload, number: int, data: Data, source: Source) -> None:
     sha256 = source.parts[number - 1]
     if _digest(data) != sha256:
         raise _changed(source)
@@ -271,7 +290,7 @@ def _changed(source: Source) -> BadDataError:
     return BadDataError(f"{source.path} changed while it was being published: publish it when it is finished")
 
 
-def _digest(data: bytes) -> bytes:
+def _digest(data: Data) -> bytes:
     return hashlib.sha256(data).digest()
 
 

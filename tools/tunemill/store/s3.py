@@ -30,7 +30,7 @@ from tunemill.errors import (
     TunemillError,
     UsageError,
 )
-from tunemill.store.backend import LARGEST_SMALL_OBJECT, Backend, Entry, Unfinished, Upload
+from tunemill.store.backend import LARGEST_SMALL_OBJECT, Backend, Data, Entry, Unfinished, Upload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -230,7 +230,7 @@ class S3Backend(Backend):
                     return {}
                 raise
 
-    def checksum(self, data: bytes, sha256: bytes | None = None) -> dict[str, str]:
+    def checksum(self, data: Data, sha256: bytes | None = None) -> dict[str, str]:
         """Return the arguments that announce these bytes by the strongest checksum this server takes."""
         if self.knows_sha256:
             digest = base64.b64encode(sha256 or hashlib.sha256(data).digest()).decode()
@@ -238,7 +238,7 @@ class S3Backend(Backend):
             return {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": digest}
         return _md5(data)
 
-    def _checked(self, operation: Any, data: bytes, sha256: bytes | None = None, **arguments: Any) -> Any:
+    def _checked(self, operation: Any, data: Data, sha256: bytes | None = None, **arguments: Any) -> Any:
         """Send bytes with the strongest checksum this server takes."""
         checksum = self.checksum(data, sha256)
         try:
@@ -285,7 +285,7 @@ class S3Upload(Upload):
         self._lock = threading.Lock()
         self._gone = False
 
-    def holds(self, number: int, data: bytes, sha256: bytes) -> bool:
+    def holds(self, number: int, data: Data, sha256: bytes) -> bool:
         """See the base class; compared by the listed sha256, or by the ETag where that is an MD5."""
         part = self._found.get(number)
         if part is None or part.get("Size") != len(data):
@@ -299,7 +299,7 @@ class S3Upload(Upload):
             self._remember(number, part)
         return same
 
-    def send(self, number: int, data: bytes, sha256: bytes) -> None:
+    def send(self, number: int, data: Data, sha256: bytes) -> None:
         """See the base class."""
         if self._gone:
             return
@@ -389,7 +389,7 @@ def _connect() -> S3Client:
     return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
 
 
-def _md5(data: bytes) -> dict[str, str]:
+def _md5(data: Data) -> dict[str, str]:
     digest = hashlib.md5(data, usedforsecurity=False).digest()
     return {"ContentMD5": base64.b64encode(digest).decode()}
 
