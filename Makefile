@@ -65,7 +65,7 @@ pull: $(INSTALLED) ## Fetch the finished GGUF of RUN and QUANT, verified, into m
 install: $(INSTALLED) ## Make the virtual environment with everything in it
 
 $(INSTALLED): pyproject.toml tools/tunemill/gguf/source.py
-	$(PYTHON) -c 'import sys; sys.exit("Tunemill needs Python 3.11 or newer: set PYTHON=python3.x" * (sys.version_info < (3, 11)))'
+	@$(PYTHON) -c 'import sys; sys.exit("Tunemill needs Python 3.11 or newer: set PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[all,test]'
 	$(BIN)/python -m tunemill.gguf.source
