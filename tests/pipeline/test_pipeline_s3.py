@@ -1,4 +1,7 @@
-"""The pipeline once more, through a real S3 server, shortened: what passes between stages is the point."""
+"""The pipeline once more, with QLoRA and through a real S3 server.
+
+Shortened, since what passes between the stages is the point.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from tunemill.store import open_store
 from tunemill.store.s3 import S3Backend
 
 SHORT = (
-    *("--set", "num_hidden_layers=1", "--set", "pretrain_epochs=0.1", "--set", "max_steps=20"),
-    *("--set", "save_steps=10"),
+    *("--set", "num_hidden_layers=1", "--set", "pretrain_epochs=0.1", "--set", "max_steps=4"),
+    *("--set", "method=qlora", "--set", "per_device_train_batch_size=4"),
+    *("--set", "save_steps=2"),
 )
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1200)]
