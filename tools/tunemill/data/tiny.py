@@ -43,6 +43,7 @@ CHAT_TEMPLATE: Final = (
 )
 
 DOCUMENT_TOKENS: Final = 128  # nine docstrings in ten are shorter; the ends of long ones teach few chapters
+PADDED: Final = 32  # few tensor shapes: 60 steps of any length took 2.1 GB of memory, of these 1.1 GB
 WARMUP: Final = 0.05  # of all steps
 WEIGHT_DECAY: Final = 0.1
 BETAS: Final = (0.9, 0.98)  # a run of some hundred steps is too short for 0.999
@@ -314,7 +315,7 @@ def _rate(step: int, total: int) -> float:
 def _step(model: Any, batch: Sequence[Sequence[int]], optimizer: Any) -> float:
     import torch
 
-    length = max(map(len, batch))
+    length = -(-max(map(len, batch)) // PADDED) * PADDED
     tokens = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids in batch])
     labels = torch.tensor([[*ids, *[-100] * (length - len(ids))] for ids in batch])
     with torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16()):

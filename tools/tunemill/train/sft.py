@@ -7,11 +7,9 @@ stopped and resumed; so what varies (times, memory) is among the facts, not in t
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,9 @@ from tunemill.prompting import read_prompting
 from tunemill.train import adapters, device, examples, memory, metrics
 from tunemill.train.config import TrainBase
 from tunemill.train.options import validate
+from tunemill.train.quiet import quieten
 from tunemill.work import Facts, Work
 
-LOUD = ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "matplotlib")
 UNMERGED = (
     "use_dora",
     "lora_bias",
@@ -51,7 +49,8 @@ def train(work: Work[TrainBase]) -> Facts:
         UsageError: the options do not go together.
         Stopped: ``work.stop`` was set; the state is saved.
     """
-    _quieten(work)
+    quieten()
+    os.environ.setdefault("WANDB_DIR", str(work.scratch))  # else it writes where the command was called
     config, base = work.config, work.inputs["base"]
     kind = device.device_type(config)
     place = Place(kind, device.compute_dtype(config, kind))
@@ -70,21 +69,6 @@ def train(work: Work[TrainBase]) -> Facts:
         prompting.save(work.output)
     tokenized = {"add_special_tokens": False, "add_bos": prompting.add_bos, "eos_token": prompting.eos_token}
     return facts | {"tokenization": tokenized}
-
-
-def _quieten(work: Work[TrainBase]) -> None:
-    """Libraries log warnings only, and keep their run files out of the working directory."""
-    os.environ.setdefault("WANDB_DIR", str(work.scratch))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in LOUD:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from datasets import disable_progress_bars
-    from transformers.utils import logging as transformers_logging
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\b")
-    disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
 
 
 def _read_splits(work: Work[TrainBase], prompting: Any, tokenizer: Any) -> dict[str, examples.Encoded]:

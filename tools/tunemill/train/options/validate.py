@@ -27,6 +27,7 @@ from pydantic import (
 
 from tunemill.errors import ConfigurationError, UsageError
 from tunemill.train.config import TrainBase
+from tunemill.train.quiet import quieten
 
 PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard"}
 """``report_to`` to the package that it needs."""
@@ -42,6 +43,7 @@ def check(config: TrainBase) -> None:
         UsageError: values that the libraries refuse, one line each.
         ConfigurationError: a package is missing that the configuration asks for.
     """
+    quieten()
     _check_packages(config)
     problems = list(_problems("trl.SFTConfig", _sft_class(), config.sft()))
     if config.method != "full":
