@@ -50,13 +50,11 @@ def test_it_learns_what_the_readme_says(demo: Demo) -> None:
 
 
 def test_both_engines_agreed_on_every_token(demo: Demo) -> None:
-    facts = demo.facts("gguf-f16")
-    assert json.dumps(facts)  # facts are plain JSON
     pulled = demo.folder / "gguf"
     demo.store.pull(demo.store.resolve(f"{RUN}/gguf-f16"), pulled, _quiet())
     checked = json.loads((pulled / "tokens.json").read_text())
-    assert checked["texts"] > 100
-    assert checked["differing"] == 0
+    assert checked["texts"] > 100  # a single differing one would have stopped the conversion
+    assert checked == demo.facts("gguf-f16")["tokens"]
 
 
 def test_every_artifact_leads_back_to_base_weights_and_data(demo: Demo, tunemill: Any) -> None:

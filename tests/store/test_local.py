@@ -72,7 +72,8 @@ def test_an_upload_that_became_an_object_is_never_written_again(local: LocalBack
     (temporary,) = (root / ".tmp").iterdir()
     os.link(temporary, root / "blobs/sha256/aa")
     second = local.upload("blobs/sha256/aa", len(DATA), len(DATA))
-    second.send(1, b"y" * len(DATA), SHA)
+    other = b"y" * len(DATA)
+    second.send(1, other, hashlib.sha256(other).digest())
     second.close()
     assert local.get("blobs/sha256/aa") == DATA
 
