@@ -38,6 +38,17 @@ NASTY = (
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On a busy machine, threads that wait for each other over a small model take minutes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def texts():
     """A tenth of the docstrings, some from every module."""

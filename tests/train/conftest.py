@@ -10,6 +10,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 import micro
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """On a busy machine, threads that wait for each other over a micro model take minutes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     return micro.make_base(tmp_path_factory.mktemp("micro") / "base")
