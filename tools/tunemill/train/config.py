@@ -28,6 +28,7 @@ REFUSED: Mapping[str, str] = {
     "hub_private_repo": "nothing is pushed to the Hub while training",
     "hub_revision": "nothing is pushed to the Hub while training",
     "trust_remote_code": "a model's own Python code is never run",
+    "ensure_weight_tying": "trained embeddings and the head are merged apart, each with its own weights",
     "model_init_kwargs": "set dtype, attn_implementation and bnb_4bit_* by name",
     "resume_from_checkpoint": "a stopped run resumes from its last checkpoint by itself",
     "ignore_data_skip": "a resumed run must see the batches that an unstopped one would see",
