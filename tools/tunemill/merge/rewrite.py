@@ -8,6 +8,7 @@ factors, whatever the model's size.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import sys
@@ -18,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty, LifoQueue
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from tunemill.weights import Tensor
 
 BLOCK = 1 << 18  # numbers computed at once: their 1 MB of float32 stays near a core
 COPY = 32 << 20  # bytes copied at once: enough for the kernel, short enough to stop and to show
-AHEAD = 16  # steps begun before they are written
+AHEAD = 6  # steps begun before they are written: more would leave the cache before they are
 NOT_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 """Some file systems, networks' above all, refuse to copy ranges; reading and writing always works."""
 
@@ -94,13 +95,28 @@ def write_shard(
         target.open("xb") as output,
     ):
         files = Files(base.fileno(), factors.fileno(), output.fileno())
+        _reserve(files.output, shard.size)
         advance(_write(files.output, shard.header, 0))
         _run(_steps(shard, files), files, pool, advance)
 
 
+def _reserve(descriptor: int, size: int) -> None:
+    """Give a file its size, and its blocks where the system can: then ext4 writes in a third of the time.
+
+    Called through ctypes because ``os.posix_fallocate`` writes every block where a file system, such
+    as a network's, cannot reserve.
+    """
+    if sys.platform == "linux":
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+        failed = fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size))
+        if failed and ctypes.get_errno() in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    os.ftruncate(descriptor, size)
+
+
 def _run(steps: Iterator[Copy | Block], files: Files, pool: Executor, advance: Callable[[int], None]) -> None:
     begun: deque[Copy | Future[Computed]] = deque()
-    free: SimpleQueue[Space] = SimpleQueue()
+    free: LifoQueue[Space] = LifoQueue()  # the last written is still in the cache
     try:
         for step in steps:
             begun.append(step if isinstance(step, Copy) else pool.submit(_compute, step, files, free))
@@ -113,7 +129,7 @@ def _run(steps: Iterator[Copy | Block], files: Files, pool: Executor, advance: C
         wait([future for future in begun if isinstance(future, Future)])
 
 
-def _finish(step: Copy | Future[Computed], files: Files, free: SimpleQueue[Space]) -> int:
+def _finish(step: Copy | Future[Computed], files: Files, free: LifoQueue[Space]) -> int:
     """Write the next bytes of the file and return how many they were."""
     if isinstance(step, Copy):
         copy_range(files.base, files.output, step.start, step.target, step.size)
@@ -179,7 +195,7 @@ def _blocks(place: Place, change: Change, files: Files) -> Iterator[Block]:
         yield Block(place, change, factors, row, min(rows, row + step), columns)
 
 
-def _compute(block: Block, files: Files, free: SimpleQueue[Space]) -> Computed:
+def _compute(block: Block, files: Files, free: LifoQueue[Space]) -> Computed:
     descriptor, tensor = files.base, block.place.source
     if block.change.whole is not None:
         descriptor, tensor = files.adapter, block.change.whole
@@ -197,7 +213,7 @@ def _compute(block: Block, files: Files, free: SimpleQueue[Space]) -> Computed:
     return Computed(block, stored, space)
 
 
-def _space(count: int, free: SimpleQueue[Space]) -> Space:
+def _space(count: int, free: LifoQueue[Space]) -> Space:
     """Take memory for ``count`` numbers, used before where there is some."""
     with suppress(Empty):
         space = free.get_nowait()
