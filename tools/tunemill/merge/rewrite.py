@@ -34,7 +34,7 @@ from tunemill.weights import Tensor
 
 BLOCK = 1 << 18  # numbers computed at once: their 1 MB of float32 stays near a core
 COPY = 32 << 20  # bytes copied at once: enough for the kernel, short enough to stop and to show
-AHEAD = 6  # steps begun before they are written: more would leave the cache before they are
+AHEAD = 6  # blocks computed before they are written: more would leave the cache before they are
 NOT_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 """Some file systems, networks' above all, refuse to copy ranges; reading and writing always works."""
 
@@ -120,7 +120,7 @@ def _run(steps: Iterator[Copy | Block], files: Files, pool: Executor, advance: C
     try:
         for step in steps:
             begun.append(step if isinstance(step, Copy) else pool.submit(_compute, step, files, free))
-            if len(begun) > AHEAD:
+            while sum(isinstance(entry, Future) for entry in begun) > AHEAD:
                 advance(_finish(begun.popleft(), files, free))
         while begun:
             advance(_finish(begun.popleft(), files, free))
