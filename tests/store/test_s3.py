@@ -191,15 +191,8 @@ class TestOpening:
         assert f"s3://{moto.bucket}" in str(caught.value)
 
     def test_a_bucket_that_does_not_exist(self, moto: S3Backend) -> None:
-        with pytest.raises(ConfigurationError, match="no bucket 'absent-bucket'"):
+        with pytest.raises(ConfigurationError, match=r"no bucket 'absent-bucket'.*store create"):
             open_store("s3://absent-bucket")
-
-    def test_no_server_is_transient(self) -> None:
-        with (
-            s3_environment("http://127.0.0.1:9", "a", "b"),
-            pytest.raises(TransientError, match="run it again"),
-        ):
-            open_store("s3://some-bucket")
 
     def test_no_credentials(self, moto: S3Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")

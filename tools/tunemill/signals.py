@@ -111,9 +111,20 @@ def handled() -> Iterator[Signals]:
         wake.close()
 
 
+def stopping() -> bool:
+    """Say whether a signal arrived that ends this process; for waits in other threads than the main one."""
+    signals = _handling()
+    return signals is not None and signals.stop.is_set()
+
+
+def _handling() -> Signals | None:
+    handler = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return handler if isinstance(handler, Signals) else None
+
+
 def _forget_in_child() -> None:
     """Give a forked worker the usual signals: its SIGTERM is not ours, and it shares our socket."""
-    if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Signals):
+    if _handling() is not None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

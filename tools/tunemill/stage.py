@@ -22,14 +22,14 @@ from filelock import FileLock, Timeout
 from tunemill import __version__
 from tunemill.action import action_key, action_tag, resolved
 from tunemill.checkpoints import StoredCheckpoints, checkpoint_name
-from tunemill.errors import ConfigurationError, ConflictError, UsageError
+from tunemill.errors import ConflictError, UsageError
 from tunemill.files import disk_errors
 from tunemill.host import Host, this_host
 from tunemill.progress import Progress
 from tunemill.recipe import Recipe
 from tunemill.signals import Signals
 from tunemill.store import Artifact, Draft, Provenance, Store
-from tunemill.store.pull import cache_directory
+from tunemill.store.pull import cache_directory, cache_errors
 from tunemill.work import Facts, Input, Stage, StageConfig, Work
 
 log = logging.getLogger("tunemill")
@@ -283,16 +283,12 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: the cache cannot be written to.
     """
-    try:
-        with disk_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{folder.parent} cannot be made ({error.strerror}): set TUNEMILL_CACHE to a writable directory"
-        ) from error
+    with cache_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0)
+        with cache_errors(folder.parent):
+            lock.acquire(timeout=0)
     except Timeout:
         log.info("another process is making the same; waiting for it")
         lock.acquire()

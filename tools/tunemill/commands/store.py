@@ -39,6 +39,22 @@ def store() -> None:
     """
 
 
+@store.command(epilog=examples("create", "create --store s3://models/llama"))
+@options.store
+@options.json
+def create(store_url: str, as_json: bool) -> None:
+    """Make the directory or the bucket of --store, unless it is there.
+
+    A bucket is made at the configured endpoint, in the region of AWS_DEFAULT_REGION.
+    """
+    from tunemill.store import create_store
+
+    made, created = create_store(store_url)
+    where = f" at {made.backend.endpoint}" if made.backend.endpoint else ""
+    Progress().say(f"made {made.url}{where}" if created else f"{made.url}{where} is there already")
+    _result({"url": made.url, "endpoint": made.backend.endpoint, "created": created}, "url", as_json)
+
+
 @store.command(epilog=examples("ls", "ls tiny-stdlib/adapter --store s3://models/llama"))
 @click.argument("name", required=False)
 @options.store

@@ -111,6 +111,8 @@ class Backend(ABC):
 
     url: str
     """The address the store was opened by, without credentials."""
+    endpoint: str = ""
+    """Address of the server, where there is one."""
 
     @abstractmethod
     def check(self) -> None:
@@ -119,6 +121,14 @@ class Backend(ABC):
         Raises:
             ConfigurationError: it does not exist, or does not speak the protocol.
             DeniedError: credentials are missing or refused.
+        """
+
+    @abstractmethod
+    def make(self) -> bool:
+        """Make the directory or bucket unless it is there; True when this call made it.
+
+        Raises:
+            DeniedError: it belongs to somebody else, or the credentials may not make it.
         """
 
     @abstractmethod

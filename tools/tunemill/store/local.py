@@ -61,15 +61,35 @@ class LocalBackend(Backend):
         Raises:
             DeniedError: it may not be made there.
         """
-        with _errors(root):
-            root.mkdir(parents=True, exist_ok=True)
-        return cls(root)
+        backend = cls(root)
+        backend.make()
+        return backend
+
+    def make(self) -> bool:
+        """See the base class.
+
+        Raises:
+            ConfigurationError: a file has the name.
+        """
+        if self.root.is_dir():
+            return False
+        try:
+            with _errors(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+        except (ConfigurationError, TransientError) as error:
+            if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
+                raise ConfigurationError(
+                    f"{self.root} cannot be a store: there is a file of that name; give another --store"
+                ) from error
+            raise
+        return True
 
     def check(self) -> None:
         """See the base class; any other directory than an empty one or a store is refused."""
         if not self.root.is_dir():
             raise ConfigurationError(
-                f"there is no store at {self.root}: give another --store, or create it with mkdir"
+                f"there is no store at {self.root}: give another --store, or make it with "
+                "'tunemill store create'"
             )
         with _errors(self.root):
             names = {entry.name for entry in os.scandir(self.root) if not entry.name.startswith(".")}

@@ -11,12 +11,12 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tunemill.errors import ConflictError, IntegrityError, UsageError
+from tunemill.errors import ConfigurationError, ConflictError, DeniedError, IntegrityError, UsageError
 from tunemill.files import CHUNK, disk_errors, fsync_directory, need_space, sha256_file
 from tunemill.progress import Progress, Task
 from tunemill.store import keys
@@ -25,15 +25,43 @@ from tunemill.store.manifest import File
 from tunemill.store.names import check_paths
 from tunemill.store.partial import VERIFIED, discard_orphans, open_partial
 
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+
 
 def cache_directory() -> Path:
-    """Return ``$TUNEMILL_CACHE``, else the platform's cache folder of this user."""
+    """Return ``$TUNEMILL_CACHE``, else the platform's cache folder of this user.
+
+    Raises:
+        ConfigurationError: this user has no home directory, as any user of a container may.
+    """
     given = os.environ.get("TUNEMILL_CACHE")
     if given:
         return Path(given).absolute()
     import platformdirs
 
-    return platformdirs.user_cache_path("tunemill")
+    try:
+        found = platformdirs.user_cache_path("tunemill")
+    except RuntimeError:  # of newer releases; older ones return ~/.cache as it stands
+        found = Path("~")
+    if not found.is_absolute():
+        raise ConfigurationError(
+            f"user {os.getuid()} has no home directory for a cache: set TUNEMILL_CACHE to a writable folder"
+        )
+    return found
+
+
+@contextmanager
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Turn a cache that cannot be written into one clear error about ``folder``."""
+    try:
+        with disk_errors(folder):
+            yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise ConfigurationError(
+            f"{folder} cannot be written ({error.strerror}): set TUNEMILL_CACHE to a writable directory"
+        ) from error
 
 
 def pull(
@@ -55,9 +83,9 @@ def pull(
     check_paths(file.path for file in files)
     destination = destination.absolute()
     _refuse_existing(destination)
-    fill_cache(backend, files, cache, transfer, progress)
     if not _same_device(cache, destination):
         need_space(destination.parent, sum(file.size for file in files))
+    fill_cache(backend, files, cache, transfer, progress)
     with _assembly(destination) as temporary:
         for file in files:
             _place(_cached(cache, file), temporary / file.path)
@@ -68,17 +96,62 @@ def pull(
     fsync_directory(destination.parent)
 
 
+def check_placed(files: Sequence[File], destination: Path, cache: Path, progress: Progress) -> None:
+    """Read and hash what an earlier pull put at ``destination``; nothing there is changed.
+
+    A file with other bytes may share them with the cache, whose copy is hashed before its next use.
+
+    Raises:
+        UsageError: it holds other files, or lacks some.
+        IntegrityError: a file has other bytes.
+    """
+    remedy = f"remove {destination} to have it pulled anew, or pull to another place"
+    wanted = {file.path: file for file in files}
+    found = _found(destination)
+    for path in sorted(found ^ wanted.keys()):
+        state = "lacks" if path in wanted else "holds a foreign"
+        raise UsageError(f"{destination} exists and {state} {path}: {remedy}")
+    with progress.task("verify", sum(file.size for file in files), "B") as task:
+        for path, file in wanted.items():
+            if (destination / path).stat().st_size != file.size or sha256_file(
+                destination / path
+            ) != file.digest:
+                _distrust(_cached(cache, file))
+                raise IntegrityError(f"{destination / path} has other bytes than were published: {remedy}")
+            task.advance(file.size)
+
+
+def _found(destination: Path) -> set[str]:
+    if not destination.is_dir():
+        raise UsageError(f"{destination} is no directory: remove it or pull to another place")
+    return {
+        path.relative_to(destination).as_posix()
+        for path in destination.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+
+
+def _distrust(cached: Path) -> None:
+    with suppress(OSError):  # not cached, or of another user: then it is not shared either
+        os.utime(cached)
+
+
 def fill_cache(
     backend: Backend, files: Sequence[File], cache: Path, transfer: Transfer, progress: Progress
 ) -> None:
     """Bring files into the cache, verified, without placing them anywhere."""
-    distinct = {file.digest: file for file in files}.values()
+    with cache_errors(cache):
+        _fill(backend, {file.digest: file for file in files}.values(), cache, transfer, progress)
+
+
+def _fill(
+    backend: Backend, distinct: Iterable[File], cache: Path, transfer: Transfer, progress: Progress
+) -> None:
     missing = [file for file in distinct if not _is_cached(cache, file)]
     total = sum(file.size for file in missing)
     need_space(cache, total - sum(_partial_size(cache, file) for file in missing))
-    with disk_errors(cache):
-        for folder in (cache / ".partial", cache / "blobs" / "sha256"):
-            folder.mkdir(parents=True, exist_ok=True)
+    for folder in (cache / ".partial", cache / "blobs" / "sha256"):
+        folder.mkdir(parents=True, exist_ok=True)
     discard_orphans(cache / ".partial")
     small = [file for file in missing if file.size <= transfer.part]
     with progress.task("pull", total, "B") as task:
@@ -149,8 +222,13 @@ def _download(
 def _assembly(destination: Path) -> Iterator[Path]:
     """Yield an empty folder beside the destination, locked, and remove what is left of it at the end."""
     temporary = destination.parent / f".{destination.name}.partial"
-    with disk_errors(destination):
-        temporary.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(destination):
+            temporary.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeniedError(
+            f"{destination} cannot be made ({error.strerror}): pull to another place"
+        ) from error
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
         try:
@@ -182,10 +260,13 @@ def _place(cached: Path, target: Path) -> None:
 
 
 def _same_device(cache: Path, destination: Path) -> bool:
-    folder = destination.parent
+    return _device(destination.parent) == _device(cache)
+
+
+def _device(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
-    return folder.stat().st_dev == cache.stat().st_dev
+    return folder.stat().st_dev
 
 
 def _refuse_existing(destination: Path) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -27,10 +29,11 @@ from tunemill.errors import (
     DeniedError,
     IntegrityError,
     TransientError,
-    TunemillError,
     UsageError,
 )
 from tunemill.store.backend import LARGEST_SMALL_OBJECT, Backend, Data, Entry, Unfinished, Upload
+from tunemill.store.s3_errors import ABSENT, NO_CHECKSUM, TAKEN, code, explain
+from tunemill.store.s3_patience import Patience
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -39,30 +42,11 @@ PIECE = 1 << 20  # bytes yielded at once while reading
 CONNECTIONS = 16  # more than the workers of one transfer, so that none waits for a socket
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
-
-_DENIED = {
-    *("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"),
-    *("AccountProblem", "NotSignedUp", "AllAccessDisabled", "InvalidSecurity", "Forbidden", "401", "403"),
-}
-_ABSENT = {"NoSuchKey", "NotFound", "404"}
-_TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
-_BAD_BYTES = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "InvalidDigest"}
-_NO_CHECKSUM = {"NotImplemented", "InvalidRequest", "InvalidArgument", "501"}
-_LOGIN_FAILURES = (
-    failures.NoCredentialsError,
-    failures.PartialCredentialsError,
-    failures.CredentialRetrievalError,
-    failures.ProfileNotFound,
-    failures.TokenRetrievalError,
-    failures.SSOError,
-)
-_NETWORK_FAILURES = (
-    failures.ConnectionError,
-    failures.HTTPClientError,
-    failures.ResponseStreamingError,
-    failures.IncompleteReadError,
-    failures.ReadTimeoutError,
-)
+PLAIN_REGION = "us-east-1"  # the one that buckets are made in by naming none
+EXISTS_ALREADY = ("BucketAlreadyExists", "BucketAlreadyOwnedByYou", "OperationAborted")
+CREATE_TRIES = 30
+CREATE_PAUSE_SECONDS = 1.0  # servers with many frontends take a few seconds to tell them all
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class S3Backend(Backend):
@@ -73,8 +57,9 @@ class S3Backend(Backend):
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
         self.knows_sha256 = True
-        with self.errors("connecting"):
-            self.client = _connect()
+        with self.errors("connecting to"):
+            self.client = _connect(Patience(self.url))
+        self.endpoint = str(self.client.meta.endpoint_url)
 
     def check(self) -> None:
         """See the base class."""
@@ -82,6 +67,59 @@ class S3Backend(Backend):
             answer: Any = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
         if "KeyCount" not in answer and "Name" not in answer:
             raise ConfigurationError(f"{self._where} does not answer as an S3 server: check AWS_ENDPOINT_URL")
+
+    def make(self) -> bool:
+        """See the base class; the bucket is made in the configured region, for all its prefixes.
+
+        Raises:
+            UsageError: its name is none that every server takes.
+        """
+        if self._exists():
+            return False
+        if not BUCKET.fullmatch(self.bucket) or ".." in self.bucket:
+            raise UsageError(
+                f"'{self.bucket}' is no name for a bucket: expected 3 to 63 of a-z, 0-9, '-' and '.', "
+                "the first and last a letter or digit"
+            )
+        region = self.client.meta.region_name
+        arguments: Any = {}
+        if region != PLAIN_REGION:
+            arguments["CreateBucketConfiguration"] = {"LocationConstraint": region}
+        with self.errors("making the bucket of"):
+            try:
+                self.client.create_bucket(Bucket=self.bucket, **arguments)
+            except failures.ClientError as error:
+                if code(error) not in EXISTS_ALREADY:
+                    raise
+                self._refuse_foreign()
+        self._wait_until_there()
+        return True
+
+    def _exists(self) -> bool:
+        with self.errors("opening"):
+            try:
+                self.client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+            except failures.ClientError as error:
+                if code(error) == "NoSuchBucket":
+                    return False
+                raise
+        return True
+
+    def _refuse_foreign(self) -> None:
+        """Accept a bucket that another process made for the same owner a moment ago."""
+        try:
+            self._exists()
+        except DeniedError as error:
+            raise DeniedError(
+                f"the bucket '{self.bucket}' at {self.endpoint} belongs to somebody else: choose another name"
+            ) from error
+
+    def _wait_until_there(self) -> None:
+        for _ in range(CREATE_TRIES):
+            if self._exists():
+                return
+            time.sleep(CREATE_PAUSE_SECONDS)
+        raise TransientError(f"{self._where} took the new bucket and does not show it: run it again")
 
     def now(self) -> datetime:
         """See the base class; from the ``Date`` of a reply, to the second."""
@@ -99,7 +137,7 @@ class S3Backend(Backend):
             try:
                 self._checked(self.client.put_object, data, Key=self.prefix + key, IfNoneMatch="*")
             except failures.ClientError as error:
-                if _code(error) in _TAKEN:
+                if code(error) in TAKEN:
                     return False
                 raise
         return True
@@ -110,7 +148,7 @@ class S3Backend(Backend):
             try:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
             except failures.ClientError as error:
-                if _code(error) in _ABSENT:
+                if code(error) in ABSENT:
                     return None
                 raise
             with closing(answer["Body"]) as body:
@@ -125,7 +163,7 @@ class S3Backend(Backend):
             try:
                 found = self.client.head_object(Bucket=self.bucket, Key=self.prefix + key)
             except failures.ClientError as error:
-                if _code(error) in _ABSENT:
+                if code(error) in ABSENT:
                     return None
                 raise
         return Entry(key, found["ContentLength"], found["LastModified"].astimezone(UTC), found["ETag"])
@@ -194,12 +232,12 @@ class S3Backend(Backend):
                     Bucket=self.bucket, Key=self.prefix + upload.key, UploadId=upload.identifier
                 )
             except failures.ClientError as error:
-                if _code(error) != "NoSuchUpload":
+                if code(error) != "NoSuchUpload":
                     raise
 
     @property
     def _where(self) -> str:
-        return f"{self.url} at {self.client.meta.endpoint_url}"
+        return f"{self.url} at {self.endpoint}"
 
     def _pages(self, prefix: str, **options: Any) -> Iterator[Any]:
         pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -226,7 +264,7 @@ class S3Backend(Backend):
             try:
                 return {part["PartNumber"]: part for page in pages for part in page.get("Parts", [])}
             except failures.ClientError as error:
-                if _code(error) == "NoSuchUpload":
+                if code(error) == "NoSuchUpload":
                     return {}
                 raise
 
@@ -244,7 +282,7 @@ class S3Backend(Backend):
         try:
             return operation(Bucket=self.bucket, Body=data, **checksum, **arguments)
         except failures.ClientError as error:
-            if not self.knows_sha256 or _code(error) not in _NO_CHECKSUM:
+            if not self.knows_sha256 or code(error) not in NO_CHECKSUM:
                 raise
         answer = operation(Bucket=self.bucket, Body=data, **_md5(data), **arguments)
         self.knows_sha256 = False
@@ -255,22 +293,8 @@ class S3Backend(Backend):
         """Turn what boto3 raises into the program's errors, naming what was done where."""
         try:
             yield
-        except failures.ClientError as error:
-            raise _translate(error, f"{doing} {self.url}", self.bucket) from error
-        except _LOGIN_FAILURES as error:
-            raise DeniedError(
-                f"no usable credentials for {self.url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                f"or AWS_PROFILE ({_line(error)})"
-            ) from error
-        except failures.SSLError as error:
-            raise ConfigurationError(
-                f"{doing} {self.url} failed: the server's certificate is not trusted; "
-                f"name its authority's file in AWS_CA_BUNDLE ({_line(error)})"
-            ) from error
-        except _NETWORK_FAILURES as error:
-            raise TransientError(f"{doing} {self.url} failed, run it again: {_line(error)}") from error
-        except (failures.BotoCoreError, ResponseParserError, ValueError) as error:
-            raise ConfigurationError(f"{doing} {self.url} failed: {_line(error)}") from error
+        except (failures.ClientError, failures.BotoCoreError, ResponseParserError, ValueError) as error:
+            raise explain(error, doing, self.url, self.bucket) from error
 
 
 class S3Upload(Upload):
@@ -315,7 +339,7 @@ class S3Upload(Upload):
                     PartNumber=number,
                 )
             except failures.ClientError as error:
-                if _code(error) != "NoSuchUpload":
+                if code(error) != "NoSuchUpload":
                     raise
                 self._gone = True  # completed or aborted by another process: reading back will tell
                 return
@@ -338,10 +362,10 @@ class S3Upload(Upload):
                     IfNoneMatch="*",
                 )
             except failures.ClientError as error:
-                if _code(error) in _TAKEN:
+                if code(error) in TAKEN:
                     self._drop()
                     return False
-                if _code(error) == "NoSuchUpload":
+                if code(error) == "NoSuchUpload":
                     return False
                 raise
         return True
@@ -374,7 +398,7 @@ def open_bucket(address: str) -> S3Backend:
     return S3Backend(bucket, prefix)
 
 
-def _connect() -> S3Client:
+def _connect(patience: Patience) -> S3Client:
     session = boto3.session.Session()
     config = Config(
         connect_timeout=CONNECT_SECONDS,
@@ -386,35 +410,12 @@ def _connect() -> S3Client:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_supported",
     )
-    return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    client = session.client("s3", region_name=session.region_name or PLAIN_REGION, config=config)
+    listener: Any = patience  # the stubs know no listener that answers
+    client.meta.events.register_first("needs-retry.s3", listener)
+    return client
 
 
 def _md5(data: Data) -> dict[str, str]:
     digest = hashlib.md5(data, usedforsecurity=False).digest()
     return {"ContentMD5": base64.b64encode(digest).decode()}
-
-
-def _code(error: failures.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _translate(error: failures.ClientError, doing: str, bucket: str) -> TunemillError:
-    code = _code(error)
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    message = error.response.get("Error", {}).get("Message") or ""
-    reason = " ".join(f"{code} {message}".split())[:200]
-    if code in _DENIED or (status in (401, 403) and code != "RequestTimeTooSkewed"):
-        return DeniedError(f"{doing} was denied ({reason}): check the keys and their rights on the bucket")
-    if code == "NoSuchBucket" or (status == 404 and code in _ABSENT):
-        return ConfigurationError(f"{doing} failed: there is no bucket '{bucket}' at this endpoint")
-    if code in _BAD_BYTES:
-        return IntegrityError(f"{doing} failed: the bytes that arrived have another checksum ({reason})")
-    if code in _TAKEN:
-        return TransientError(f"{doing} failed: the object changed meanwhile, run it again ({reason})")
-    if (status >= 500 and status != 501) or code in ("SlowDown", "RequestTimeout", "QuotaExceeded"):
-        return TransientError(f"{doing} failed, run it again: {reason}")
-    return ConfigurationError(f"{doing} failed: {reason or status}; 'tunemill store doctor' looks closer")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

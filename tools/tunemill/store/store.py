@@ -37,7 +37,7 @@ from tunemill.store.reference import Revision, newest, read_reference, revisions
 def open_store(url: str, create: bool = False) -> Store:
     """Open ``s3://bucket/prefix``, ``file:///path`` or a plain path.
 
-    ``create`` makes a directory store that does not exist; a bucket is never made.
+    ``create`` makes a directory store that does not exist; ``create_store`` makes a bucket too.
 
     Raises:
         ConfigurationError: the store does not exist, or is no store.
@@ -47,6 +47,20 @@ def open_store(url: str, create: bool = False) -> Store:
     backend = _open_backend(url, create)
     backend.check()
     return Store(backend)
+
+
+def create_store(url: str) -> tuple[Store, bool]:
+    """Make the directory or bucket of a store unless it is there, and open it; True when it was made.
+
+    Raises:
+        ConfigurationError: it cannot be made, or is something else than a store.
+        DeniedError: it belongs to somebody else, or the credentials may not make it.
+        UsageError: the address is of another scheme, or no name for a bucket.
+    """
+    backend = _open_backend(url, create=False)
+    made = backend.make()
+    backend.check()
+    return Store(backend), made
 
 
 def _open_backend(url: str, create: bool) -> Backend:
