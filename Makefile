@@ -1,11 +1,11 @@
 # Every task of Tunemill by name; `make` alone lists them. Recipes only call the command line.
 
+WHERE ?= local
 MODEL ?= tiny
 TASK ?= stdlib
 RUN ?= $(MODEL)-$(TASK)
 QUANT ?= Q4_K_M
 METHOD ?=
-STORE ?= .tunemill/store
 SET ?=
 ARGS ?=
 
@@ -15,6 +15,21 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TUNEMILL := $(BIN)/tunemill
 
+# What runs a stage and the pipeline, what it needs first, and how this machine sees the same store.
+ifeq ($(WHERE),local)
+STORE ?= .tunemill/store
+STAGE := $(TUNEMILL)
+PIPELINE := $(TUNEMILL) pipeline
+NEEDED := $(INSTALLED)
+else ifeq ($(WHERE),compose)
+STORE ?= s3://tunemill
+STAGE := MAKE_PID=$$PPID compose/run.sh
+PIPELINE := MAKE_PID=$$PPID compose/pipeline.sh
+ON_HOST := compose/host.sh
+else
+$(error WHERE=$(WHERE) is not known: local (the default) or compose)
+endif
+
 # SET="learning_rate=1e-4 seed=7" becomes one --set for each word.
 RECIPE := --model $(MODEL) --task $(TASK) --run $(RUN) --store $(STORE) \
 	$(if $(METHOD),--set method=$(METHOD)) $(foreach pair,$(SET),--set '$(pair)')
@@ -22,25 +37,25 @@ RECIPE := --model $(MODEL) --task $(TASK) --run $(RUN) --store $(STORE) \
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages read what the one before them published
 .PHONY: help demo pipeline fetch prepare train merge convert quantize infer evaluate pull \
-	install doctor test test-s3 lint format bench bench-gpu clean
+	up down install doctor test test-s3 lint format bench bench-gpu clean
 
 ##@ Start here
 help: ## List every target
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nVariables: MODEL=%s TASK=%s RUN=%s QUANT=%s STORE=%s METHOD= SET="key=value …"\n' \
-		$(MODEL) $(TASK) $(RUN) $(QUANT) $(STORE)
+	@printf '\nVariables: WHERE=%s MODEL=%s TASK=%s RUN=%s QUANT=%s STORE=%s METHOD= SET="key=value …"\n' \
+		$(WHERE) $(MODEL) $(TASK) $(RUN) $(QUANT) $(STORE)
 
-demo: $(INSTALLED) ## Make, fine-tune, quantize and judge a tiny model, from nothing (about 6 minutes)
-	$(TUNEMILL) pipeline --model tiny --task stdlib --store $(STORE) --quant F16 --quant Q4_K_M \
+demo: $(NEEDED) ## Make, fine-tune, quantize and judge a tiny model, from nothing (about 6 minutes)
+	$(PIPELINE) --model tiny --task stdlib --store $(STORE) --quant F16 --quant Q4_K_M \
 		$(if $(METHOD),--set method=$(METHOD) --run tiny-stdlib-$(METHOD)) $(ARGS)
 
 doctor: ## Say what is missing on this machine and how to get it
 	@PYTHONPATH=tools $(if $(wildcard $(TUNEMILL)),$(BIN)/python,$(PYTHON)) -m tunemill.doctor
 
-##@ Stages (MODEL, TASK, RUN, QUANT, STORE, SET)
-pipeline: $(INSTALLED) ## Run all stages in order, reusing what exists
-	$(TUNEMILL) pipeline $(RECIPE) --quant $(QUANT) $(ARGS)
+##@ Stages (WHERE=local or compose; MODEL, TASK, RUN, QUANT, STORE, SET)
+pipeline: $(NEEDED) ## Run all stages in order, reusing what exists
+	$(PIPELINE) $(RECIPE) --quant $(QUANT) $(ARGS)
 
 fetch: ## Get the base model at its pinned revision, or make the tiny one
 prepare: ## Read, clean and split the task's data
@@ -51,15 +66,21 @@ quantize: ## Quantize to QUANT, on the machine that will run it
 infer: ## Classify or generate over the held-out texts
 evaluate: ## Judge the predictions: report.html and report.json
 
-fetch prepare train merge convert: $(INSTALLED)
-	$(TUNEMILL) $@ $(RECIPE) $(ARGS)
+fetch prepare train merge convert: $(NEEDED)
+	$(STAGE) $@ $(RECIPE) $(ARGS)
 
-quantize infer evaluate: $(INSTALLED)
-	$(TUNEMILL) $@ $(RECIPE) --set quant=$(QUANT) $(ARGS)
+quantize infer evaluate: $(NEEDED)
+	$(STAGE) $@ $(RECIPE) --set quant=$(QUANT) $(ARGS)
 
-pull: $(INSTALLED) ## Fetch the finished GGUF of RUN and QUANT, verified, into models/
-	$(TUNEMILL) store pull $(RUN)/gguf-$(shell echo $(QUANT) | tr A-Z a-z) \
-		models/$(RUN)-$(QUANT) --store $(STORE)
+pull: $(INSTALLED) ## Fetch the finished GGUF of RUN and QUANT, verified, and say how to run it
+	$(ON_HOST) $(TUNEMILL) pull $(RECIPE) --quant $(QUANT) $(ARGS)
+
+##@ The lab in containers (GPU=1, STORE_ENDPOINT, STORE_PORT, REGISTRY, TAG)
+up: ## Start an S3 server for the stages, with keys of its own, and prove that it is fit
+	compose/up.sh
+
+down: ## Stop it; what is stored stays, unless ARGS=--volumes
+	compose/down.sh $(ARGS)
 
 ##@ Development
 install: $(INSTALLED) ## Make the virtual environment with everything in it
@@ -82,7 +103,7 @@ lint: $(INSTALLED) ## Check style, types and architecture
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck .ci/run tests/s3/*.sh
+	$(BIN)/shellcheck -x .ci/run compose/*.sh tests/s3/*.sh
 
 format: $(INSTALLED) ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix
