@@ -105,3 +105,11 @@ def test_damaged_upstream_is_reported(directory_store, runs):
 def test_unknown_reference_is_a_usage_error(directory_store, call):
     with pytest.raises(UsageError, match="no/such"):
         call(directory_store, "no/such")
+
+
+def test_the_image_of_a_container_is_named(directory_store, publish):
+    image = f"tunemill/train@sha256:{'1' * 64}"
+    publish("run/adapter", "adapter", {"a": b"1"}, {}, image=image)
+    tree = lineage(directory_store, "run/adapter")
+    assert tree.as_json()["image"] == image
+    assert next(iter(lines(tree))).endswith(f" in tunemill/train@sha256:{'1' * 12}")

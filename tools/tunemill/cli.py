@@ -19,6 +19,7 @@ import click
 
 from tunemill import __version__
 from tunemill.errors import ConfigurationError, DeniedError, Interrupted, TransientError, TunemillError
+from tunemill.image import arguments_in_image
 from tunemill.signals import handled
 from tunemill.stages import LISTED
 
@@ -26,6 +27,7 @@ BUG = 70  # sysexits' EX_SOFTWARE
 BROKEN_PIPE = 141  # what a shell reports for a writer whose reader has gone
 COMMANDS = {
     "pipeline": ("tunemill.commands.pipeline:pipeline", "Run all stages in order, reusing what exists"),
+    "pull": ("tunemill.commands.pull:pull", "Fetch a finished GGUF, verified, and say how to run it"),
     "store": ("tunemill.commands.store:store", "Look at, move and check artifacts"),
     "recipe": ("tunemill.commands.recipe:recipe", "List recipes, or show one resolved"),
     "doctor": ("tunemill.commands.doctor:doctor", "Say what is missing here and how to get it"),
@@ -87,7 +89,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code, after a line on stderr when it failed."""
     try:
         with handled() as signals:
-            result = tree.main(args=list(arguments), prog_name="tunemill", standalone_mode=False, obj=signals)
+            chosen = list(arguments_in_image(arguments))
+            result = tree.main(args=chosen, prog_name="tunemill", standalone_mode=False, obj=signals)
     except click.ClickException as error:
         return _click_failure(error)
     except (click.exceptions.Abort, KeyboardInterrupt):

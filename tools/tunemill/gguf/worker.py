@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemill.files import write_json
+from tunemill.llama import build_of, load_llama
 
 
 def main(request_file: str) -> None:
@@ -23,7 +24,8 @@ def main(request_file: str) -> None:
     tasks: Mapping[str, Callable[..., Any]] = {"quantize": quantize, "tokenize": tokenize, "load": load}
     llama_cpp = _library()
     answer = tasks[request.pop("task")](llama_cpp, **request)
-    write_json(Path(request_file).with_suffix(".answer.json"), {"llama": about(llama_cpp), "answer": answer})
+    answered = {"llama": build_of(llama_cpp), "answer": answer}
+    write_json(Path(request_file).with_suffix(".answer.json"), answered)
 
 
 def _library() -> Any:
@@ -34,19 +36,7 @@ def _library() -> Any:
 
     llama_cpp.tunemill_log = llama_cpp.llama_log_callback(write)  # must outlive every call
     llama_cpp.llama_log_set(llama_cpp.tunemill_log, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    return llama_cpp
-
-
-def about(llama_cpp: Any) -> dict[str, str]:
-    """Return what identifies the library: version, ggml's build, and what it was compiled to use."""
-    base = ctypes.CDLL(str(next(Path(llama_cpp.__file__).parent.glob("lib/*ggml-base.*"))))
-    facts = {"version": llama_cpp.__version__, "system_info": llama_cpp.llama_print_system_info().decode()}
-    for name in ("ggml_version", "ggml_commit"):
-        function = getattr(base, name)
-        function.restype = ctypes.c_char_p
-        facts[name] = function().decode()
-    return facts
+    return load_llama()
 
 
 def quantize(llama_cpp: Any, source: str, target: str, settings: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Self
 import llama_cpp
 
 from tunemill.errors import BadDataError, ConfigurationError
+from tunemill.llama import load_llama
 
 log = logging.getLogger("tunemill.llama_cpp")
 _last_errors: deque[str] = deque(maxlen=3)
@@ -35,8 +36,9 @@ def _keep_log(level: int, text: bytes, _data: object) -> None:
 
 
 def listen() -> None:
-    """Take over llama.cpp's log, which otherwise goes straight to stderr."""
+    """Take over llama.cpp's log, which otherwise goes straight to stderr, and make it ready."""
     llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
+    load_llama()
 
 
 def last_error() -> str:

@@ -24,6 +24,8 @@ class Origin:
     stage: str | None
     tool_version: str | None
     finished: datetime | None
+    image: str | None
+    """``name@sha256:<hex>`` of the container image it was made in; None outside of containers."""
     inputs: tuple[Origin, ...]
     repeated: bool = False
     """It stands above already, with its inputs."""
@@ -37,6 +39,7 @@ class Origin:
             "stage": self.stage,
             "tool_version": self.tool_version,
             "finished": self.finished.isoformat() if self.finished else None,
+            "image": self.image,
             "repeated": self.repeated,
             "inputs": [origin.as_json() for origin in self.inputs],
         }
@@ -53,7 +56,7 @@ def lineage(store: Store, reference: str) -> Origin:
 
 
 def lines(origin: Origin) -> Iterator[str]:
-    """Yield a tree as text, one artifact a line: role, reference, stage, version, date."""
+    """Yield a tree as text, one artifact a line: role, reference, stage, version, date, image."""
     yield _line(origin)
     yield from _branches(origin, "")
 
@@ -73,7 +76,13 @@ def _line(origin: Origin) -> str:
         return f"{short}  not in this store"
     if origin.repeated:
         return f"{short}  (above)"
-    return f"{short}  {origin.stage} {origin.tool_version}, {origin.finished:%Y-%m-%d %H:%M:%S}Z"
+    made = f"{short}  {origin.stage} {origin.tool_version}, {origin.finished:%Y-%m-%d %H:%M:%S}Z"
+    return f"{made} in {_short_image(origin.image)}" if origin.image else made
+
+
+def _short_image(image: str) -> str:
+    name, _, digest = image.partition("@")
+    return f"{name}@{digest[:19]}" if digest else name
 
 
 def _origin(store: Store, role: str, artifact: Artifact, seen: set[str]) -> Origin:
@@ -88,6 +97,7 @@ def _origin(store: Store, role: str, artifact: Artifact, seen: set[str]) -> Orig
         made.stage,
         made.tool_version,
         made.finished,
+        made.image,
         inputs,
         repeated,
     )
@@ -97,6 +107,6 @@ def _inputs(store: Store, inputs: Any, seen: set[str]) -> Iterator[Origin]:
     for role, reference in sorted(inputs):
         artifact = store.find(reference)
         if artifact is None:
-            yield Origin(role, reference, None, None, None, None, ())
+            yield Origin(role, reference, None, None, None, None, None, ())
         else:
             yield _origin(store, role, artifact, seen)
