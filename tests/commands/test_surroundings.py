@@ -174,6 +174,7 @@ def test_a_place_that_cannot_be_written(call: Call, stored: Path, mount: str) ->
         assert_one_line(ended, 77, "disk/out cannot be made (Read-only file system)")
     else:
         assert_one_line(ended, 75, "free some space")
+        assert not (stored / "own" / "blobs").exists(), "it was fetched before the place was looked at"
 
 
 def mounted(folder: Path, options: str) -> list[str]:

@@ -108,5 +108,5 @@ def test_the_artifact_holds_one_model(
     shutil.copy(micro.gguf.parent / "prompting.json", directory)
     for name in names:
         shutil.copy(micro.gguf, directory / name)
-    with pytest.raises(BadDataError, match=r"must hold one model-\*.gguf, found"):
+    with pytest.raises(BadDataError, match=r"expected one GGUF model, found"):
         predict(make_work(directory, dataset([("text", "data")])))

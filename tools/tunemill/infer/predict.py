@@ -19,6 +19,7 @@ import llama_cpp
 
 from tunemill.errors import BadDataError, ConfigurationError
 from tunemill.files import write_json
+from tunemill.ggufs import first_part
 from tunemill.infer import classify, generate
 from tunemill.infer.config import InferConfig
 from tunemill.infer.engine import Size
@@ -121,16 +122,12 @@ def read_labels(data: Path) -> tuple[str, ...]:
 
 
 def find_gguf(directory: Path) -> Path:
-    """Return the one model in a gguf artifact.
+    """Return the one model in a gguf artifact; of a split one the first part, which loads the others.
 
     Raises:
-        BadDataError: there is none, or several.
+        BadDataError: there is none, there are several, or parts are missing.
     """
-    found = sorted(directory.glob("model-*.gguf"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise BadDataError(f"the gguf artifact must hold one model-*.gguf, found {names}")
-    return found[0]
+    return directory / first_part(path.name for path in directory.glob("*.gguf"))
 
 
 def _labels(run: Run, questions: Sequence[classify.Question], _numbers: Sequence[int]) -> Iterator[Answer]:
