@@ -73,9 +73,13 @@ trap 'pass_on INT' INT
 trap 'pass_on TERM' TERM HUP
 trap leave EXIT
 
+alive() { # alive PID: a process that has ended and that nobody has waited for is not
+    kill -0 "$1" 2>/dev/null && [[ $(ps -o stat= -p "$1" 2>/dev/null) != Z* ]]
+}
+
 while kill -0 "$client" 2>/dev/null; do
     # make passes its process id: killed with -9 it tells nobody
-    kill -0 "${MAKE_PID:-$PPID}" 2>/dev/null || exit 143
+    alive "${MAKE_PID:-$PPID}" || exit 143
     sleep 0.3 || true # Ctrl-C ends it as well
 done
 code=0
