@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # ceph_daemons.sh PORT ACCESS_KEY SECRET_KEY: one monitor, one OSD and one RGW, the last in the foreground.
 #
-# Runs inside the chroot that ceph_rgw.sh made, as the first process of its own PID namespace.
-# What it stores is under /srv/PORT; started again on the same data it serves them again.
+# Runs inside the tree that ceph_rgw.sh made, as the first process of its own PID namespace: in a chroot,
+# or as a container. What it stores is under $TUNEMILL_RGW_HOME (/srv/PORT); started again on the same data
+# it serves them again. It listens on $TUNEMILL_RGW_ADDRESS (127.0.0.1).
 set -euo pipefail
 
 port=$1 access_key=$2 secret_key=$3
-home=/srv/$port
+home=${TUNEMILL_RGW_HOME:-/srv/$port}
+address=${TUNEMILL_RGW_ADDRESS:-127.0.0.1}
 export CEPH_CONF=$home/ceph.conf
 
 random_uuid() {
@@ -55,7 +57,7 @@ osd_client_watch_timeout = 3
 
 [client.rgw.a]
 rgw_data = $home
-rgw_frontends = beast endpoint=127.0.0.1:$port tcp_nodelay=1
+rgw_frontends = beast endpoint=$address:$port tcp_nodelay=1
 # Deleted objects give their space back at once, not after two hours.
 rgw_gc_obj_min_wait = 1
 rgw_gc_processor_period = 5
@@ -93,7 +95,7 @@ wait_for_disk() {
     done
 }
 
-mount -t proc proc /proc
+[ -e /proc/self ] || mount -t proc proc /proc
 made=$home/made # written last, so that a half-made cluster is made anew
 if [ ! -e "$made" ]; then
     rm -rf "$home/mon" "$home/osd"

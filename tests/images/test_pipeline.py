@@ -1,0 +1,125 @@
+"""The tiny pipeline, stage by stage in its containers, through a real S3 server.
+
+Shortened, since what passes between the containers is the point. Each container is what compose/ makes of
+it: uid 65532, read-only root, no capability, and no network but the store's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from .conftest import IMAGES, Lab, inspect, run
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+WORDS = ("--model", "tiny", "--task", "stdlib", "--store", "s3://tunemill")
+SHORT = (
+    *("--set", "num_hidden_layers=1", "--set", "pretrain_epochs=0.1", "--set", "max_steps=4"),
+    *("--set", "per_device_train_batch_size=4", "--set", "save_steps=2"),
+)
+NATIVE = ("train", "merge", "convert", "quantize", "infer", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def finished(lab: Lab) -> Lab:
+    """The lab after the pipeline."""
+    done = lab.script("pipeline.sh", *WORDS, *SHORT, "--quant", "Q4_K_M")
+    assert "tiny-stdlib/report-q4_k_m@sha256:" in done.stdout
+    return lab
+
+
+@pytest.fixture(scope="module")
+def lineage(finished: Lab) -> dict[str, object]:
+    shown = finished.stage("store", "log", "tiny-stdlib/report-q4_k_m", "--json").stdout
+    tree: dict[str, object] = json.loads(shown)
+    return tree
+
+
+def ancestors(tree: dict[str, object]) -> dict[str, dict[str, object]]:
+    """Every artifact of a lineage by the stage that made it."""
+    found = {str(tree["stage"]): tree}
+    for child in tree["inputs"]:  # type: ignore[attr-defined]
+        found = ancestors(child) | found
+    return found
+
+
+def test_the_lineage_names_every_image(lineage: dict[str, object]) -> None:
+    made = ancestors(lineage)
+    assert set(made) == {"fetch", "prepare", "train", "merge", "convert", "quantize", "infer", "evaluate"}
+    expected = {"fetch": "prepare", "evaluate": "infer"}
+    for stage, artifact in made.items():
+        image = f"tunemill/{expected.get(stage, stage)}"
+        assert artifact["image"] == f"{image}@{inspect(f'{image}:test')['Id']}"
+
+
+def test_the_labels_equal_those_without_containers(finished: Lab, tmp_path: Path) -> None:
+    """From the same base and data, since the texts are those of the Python that runs."""
+    inputs = {"train": ("base", "data"), "merge": ("base",), "infer": ("data",), "evaluate": ("data",)}
+    references = {"base": "base/tiny", "data": "tiny-stdlib/data"}
+    for stage in NATIVE:
+        given = [f"--input={role}={references[role]}" for role in inputs.get(stage, ())]
+        native(finished, tmp_path, stage, *WORDS, *SHORT, "--run", "native", *given)
+    containers, alone = (
+        predictions(finished, tmp_path, project) for project in ("tiny-stdlib", "native")
+    )
+    assert len(alone) > 500
+    assert containers == alone
+
+
+def native(lab: Lab, work: Path, *words: str) -> None:
+    """Run the command line of this environment on the lab's store, with a cache of its own."""
+    done = subprocess.run(
+        [lab.folder / "host.sh", sys.executable, "-m", "tunemill.cli", *words],
+        cwd=work,
+        env={**os.environ, **lab.environment, "TUNEMILL_CACHE": str(work / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def predictions(lab: Lab, work: Path, project: str) -> dict[str, str]:
+    """Predicted label by row."""
+    target = work / project
+    native(lab, work, "store", "pull", f"{project}/predictions-q4_k_m", str(target), "--store", "s3://tunemill")
+    rows = pyarrow.parquet.read_table(target / "predictions.parquet").to_pylist()
+    return {row["id"]: row["label"] for row in rows}
+
+
+def test_a_stage_reaches_the_store_and_nothing_else(finished: Lab) -> None:
+    code = (
+        "import socket, sys\n"
+        "for host, port in (('s3', 7070), ('192.0.2.1', 80), ('1.1.1.1', 53)):\n"
+        "    try:\n"
+        "        socket.create_connection((host, port), timeout=2); print(host)\n"
+        "    except OSError as error: pass\n"
+    )
+    network = f"{finished.project}_store"
+    image = "tunemill/merge:test"
+    seen = run("docker", "run", "--rm", "--network", network, "--entrypoint", "python", image, "-c", code).stdout
+    assert seen.split() == ["s3"]
+
+
+def test_again_everything_is_reused(finished: Lab) -> None:
+    again = finished.script("pipeline.sh", *WORDS, *SHORT, "--quant", "Q4_K_M")
+    assert again.stderr.count("reusing ") == len(IMAGES) + 1
+    assert finished.containers() == []
+
+
+def test_the_report_is_where_a_person_finds_it(finished: Lab) -> None:
+    page = finished.files / ".tunemill/reports/tiny-stdlib-q4_k_m/report.html"
+    assert "<html" in page.read_text()
+
+
+def test_the_finished_model_is_pulled_to_the_host(finished: Lab, tmp_path: Path) -> None:
+    words = ("--model", "tiny", "--task", "stdlib", "--quant", "Q4_K_M", "--store", "s3://tunemill")
+    native(finished, tmp_path, "pull", *words)
+    assert len(list(tmp_path.glob("models/*/*.gguf"))) == 1
