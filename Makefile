@@ -9,6 +9,9 @@ METHOD ?=
 SET ?=
 ARGS ?=
 
+TARGETS ?= default
+TAG ?= $(shell sed -n 's/^TAG=//p' compose/.env)
+
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -37,7 +40,7 @@ RECIPE := --model $(MODEL) --task $(TASK) --run $(RUN) --store $(STORE) \
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages read what the one before them published
 .PHONY: help demo pipeline fetch prepare train merge convert quantize infer evaluate pull \
-	up down install doctor test test-s3 lint format bench bench-gpu clean
+	up down images lock install doctor test test-s3 test-images lint format bench bench-gpu clean
 
 ##@ Start here
 help: ## List every target
@@ -82,6 +85,13 @@ up: ## Start an S3 server for the stages, with keys of its own, and prove that i
 down: ## Stop it; what is stored stays, unless ARGS=--volumes
 	compose/down.sh $(ARGS)
 
+images: ## Build the images: TARGETS=cuda for NVIDIA GPUs, "store infer" for some
+	TAG=$(TAG) REVISION=$$(git rev-parse HEAD) SOURCE=$$(git config --get remote.origin.url || echo unknown) \
+		docker buildx bake -f images/docker-bake.hcl $(TARGETS)
+
+lock: $(INSTALLED) ## Resolve the images' packages anew, after a change in pyproject.toml
+	UV=$(BIN)/uv images/locks/lock.sh
+
 ##@ Development
 install: $(INSTALLED) ## Make the virtual environment with everything in it
 
@@ -93,17 +103,21 @@ $(INSTALLED): pyproject.toml tools/tunemill/gguf/source.py
 	touch $@
 
 test: $(INSTALLED) ## Run the tests that need nothing but pip
-	$(BIN)/pytest -m 'not s3' $(ARGS)
+	$(BIN)/pytest -m 'not s3 and not docker' $(ARGS)
 
 test-s3: $(INSTALLED) ## Run the tests that need a real S3 server (root on Debian)
 	$(BIN)/python tests/s3/run.py $(BIN)/pytest -m s3 $(ARGS)
+
+test-images: $(INSTALLED) ## Build the images and run the tests in containers (Docker, or root on Debian)
+	$(BIN)/python tests/images/run.py $(BIN)/pytest -m docker $(ARGS)
 
 lint: $(INSTALLED) ## Check style, types and architecture
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck -x .ci/run compose/*.sh tests/s3/*.sh
+	$(BIN)/shellcheck -x .ci/run compose/*.sh images/*/*.sh tests/*/*.sh
+	$(BIN)/hadolint images/*/Dockerfile
 
 format: $(INSTALLED) ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix
