@@ -142,7 +142,9 @@ class Lab:
     """Where the scripts are called."""
     environment: dict[str, str]
 
-    def script(self, name: str, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    def script(
+        self, name: str, *words: str, check: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run one of compose's scripts to its end."""
         return run(
             self.folder / name, *words, check=check, cwd=self.files, env=self.environment | environment

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,18 @@ from .conftest import IMAGES, ROOT, SECRET, files_in, inspect, run
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
 
 # Bytes, uncompressed, as `docker image ls` shows them; docs/images.md says what each is made of.
+CHECKOV = "3.3.30"
 LIMITS = {"merge": 1e9, "convert": 1e9, "quantize": 300e6, "infer": 1e9, "store": 300e6}
-CONFINED = ("--rm", "--read-only", "--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+CONFINED = (
+    "--rm",
+    "--read-only",
+    "--network",
+    "none",
+    "--cap-drop",
+    "ALL",
+    "--security-opt",
+    "no-new-privileges",
+)
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -91,7 +102,15 @@ def test_no_secret_in_the_history(images: dict[str, str], name: str) -> None:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_the_bill_of_materials(images: dict[str, str], name: str) -> None:
-    read = ("docker", "run", *CONFINED, "--entrypoint", "/bin/cat", images[name], "/usr/share/sbom/tunemill.cdx.json")
+    read = (
+        "docker",
+        "run",
+        *CONFINED,
+        "--entrypoint",
+        "/bin/cat",
+        images[name],
+        "/usr/share/sbom/tunemill.cdx.json",
+    )
     text = run(*read).stdout
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     bill = json.loads(text)
@@ -100,13 +119,17 @@ def test_the_bill_of_materials(images: dict[str, str], name: str) -> None:
     assert "libc6" in parts
     assert bill["metadata"]["component"]["name"] == f"tunemill/{name}"
     assert ("torch" in parts) == (name in ("prepare", "train", "convert"))
-    assert ("llama_cpp_python" in parts or "llama-cpp-python" in parts) == (name in ("convert", "quantize", "infer"))
+    assert ("llama_cpp_python" in parts or "llama-cpp-python" in parts) == (
+        name in ("convert", "quantize", "infer")
+    )
     lock = (ROOT / f"images/locks/{name}.txt").read_text()
     locked: dict[str, set[str]] = {}  # some differ by Python's version
     for package, version in re.findall(r"^([\w.-]+)==([^ ;\\]+)", lock, re.MULTILINE):
         locked.setdefault(package, set()).add(version)
     named = {part["name"].lower().replace("_", "-"): part["version"] for part in bill["components"]}
-    assert {name for name, versions in locked.items() if named.get(name, min(versions)) not in versions} == set()
+    assert {
+        name for name, versions in locked.items() if named.get(name, min(versions)) not in versions
+    } == set()
     assert len(locked.keys() & named.keys()) > len(locked) * 0.8
 
 
@@ -115,7 +138,9 @@ def test_an_image_refuses_the_stages_of_others(images: dict[str, str], stage: st
     other = "merge" if image != "merge" else "store"
     done = run("docker", "run", *CONFINED, images[other], stage, "--model", "tiny", check=False)
     assert done.returncode == 2
-    assert done.stderr == f"tunemill: this is the image of {other}; '{stage}' needs the image tunemill/{image}\n"
+    assert (
+        done.stderr == f"tunemill: this is the image of {other}; '{stage}' needs the image tunemill/{image}\n"
+    )
 
 
 def test_the_best_code_for_the_processor_is_taken(images: dict[str, str]) -> None:
@@ -127,6 +152,16 @@ def test_the_best_code_for_the_processor_is_taken(images: dict[str, str]) -> Non
 
 
 def test_dockerfiles_have_no_findings() -> None:
-    files = sorted(str(path) for path in (ROOT / "images").glob("*/Dockerfile"))
-    assert len(files) == len(IMAGES) + 1
-    run(ROOT / ".venv/bin/hadolint", *files)
+    checks = ("--framework", "dockerfile", "secrets", "--compact", "--quiet", "--skip-download", "-o", "json")
+    found = run(
+        Path(sys.executable).with_name("uvx"),
+        "--quiet",
+        f"checkov=={CHECKOV}",
+        *checks,
+        "-d",
+        ROOT / "images",
+    )
+    reports = json.loads(found.stdout)
+    summaries = [report["summary"] for report in (reports if isinstance(reports, list) else [reports])]
+    assert [summary["failed"] for summary in summaries] == [0] * len(summaries)
+    assert sum(summary["passed"] for summary in summaries) > 100

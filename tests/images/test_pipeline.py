@@ -66,9 +66,7 @@ def test_the_labels_equal_those_without_containers(finished: Lab, tmp_path: Path
     for stage in NATIVE:
         given = [f"--input={role}={references[role]}" for role in inputs.get(stage, ())]
         native(finished, tmp_path, stage, *WORDS, *SHORT, "--run", "native", *given)
-    containers, alone = (
-        predictions(finished, tmp_path, project) for project in ("tiny-stdlib", "native")
-    )
+    containers, alone = (predictions(finished, tmp_path, project) for project in ("tiny-stdlib", "native"))
     assert len(alone) > 500
     assert containers == alone
 
@@ -89,7 +87,9 @@ def native(lab: Lab, work: Path, *words: str) -> None:
 def predictions(lab: Lab, work: Path, project: str) -> dict[str, str]:
     """Predicted label by row."""
     target = work / project
-    native(lab, work, "store", "pull", f"{project}/predictions-q4_k_m", str(target), "--store", "s3://tunemill")
+    native(
+        lab, work, "store", "pull", f"{project}/predictions-q4_k_m", str(target), "--store", "s3://tunemill"
+    )
     rows = pyarrow.parquet.read_table(target / "predictions.parquet").to_pylist()
     return {row["id"]: row["label"] for row in rows}
 
@@ -104,7 +104,9 @@ def test_a_stage_reaches_the_store_and_nothing_else(finished: Lab) -> None:
     )
     network = f"{finished.project}_store"
     image = "tunemill/merge:test"
-    seen = run("docker", "run", "--rm", "--network", network, "--entrypoint", "python", image, "-c", code).stdout
+    seen = run(
+        "docker", "run", "--rm", "--network", network, "--entrypoint", "python", image, "-c", code
+    ).stdout
     assert seen.split() == ["s3"]
 
 
