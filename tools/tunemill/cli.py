@@ -19,6 +19,7 @@ import click
 
 from tunemill import __version__
 from tunemill.errors import ConfigurationError, DeniedError, Interrupted, TransientError, TunemillError
+from tunemill.group import speaks
 from tunemill.image import arguments_in_image
 from tunemill.signals import handled
 from tunemill.stages import LISTED
@@ -28,6 +29,27 @@ BROKEN_PIPE = 141  # what a shell reports for a writer whose reader has gone
 COMMANDS = {
     "pipeline": ("tunemill.commands.pipeline:pipeline", "Run all stages in order, reusing what exists"),
     "pull": ("tunemill.commands.pull:pull", "Fetch a finished GGUF, verified, and say how to run it"),
+    "submit": (
+        "tunemill.commands.submit:submit",
+        "Run a stage or the pipeline as Jobs in a Kubernetes cluster, and follow them",
+    ),
+    "status": (
+        "tunemill.commands.jobs:status",
+        "List the Jobs in the cluster, or say how one of them is, and why it waits",
+    ),
+    "logs": (
+        "tunemill.commands.jobs:logs",
+        "Show what a Job's newest pod has written, or follow it to its end",
+    ),
+    "wait": ("tunemill.commands.jobs:wait", "Wait until a Job has ended, and end with its exit code"),
+    "cancel": (
+        "tunemill.commands.jobs:cancel",
+        "End a Job: its stage saves what it can, and the same submit goes on from there",
+    ),
+    "cluster": (
+        "tunemill.commands.cluster:cluster",
+        "Look at a Kubernetes cluster and say how to submit to it",
+    ),
     "store": ("tunemill.commands.store:store", "Look at, move and check artifacts"),
     "recipe": ("tunemill.commands.recipe:recipe", "List recipes, or show one resolved"),
     "doctor": ("tunemill.commands.doctor:doctor", "Say what is missing here and how to get it"),
@@ -157,7 +179,7 @@ def _talk_on_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if speaks() else logging.WARNING)
     log.propagate = False
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars would tear ours and fill a cluster's log
 

@@ -65,6 +65,15 @@ dry_run: Decorator[Any] = click.option(
     "--dry-run", is_flag=True, help="Show configuration, inputs and whether it would run; run nothing."
 )
 
+cluster: Decorator[Any] = click.option(
+    "--cluster",
+    "cluster_file",
+    metavar="FILE",
+    envvar="TUNEMILL_CLUSTER",
+    show_envvar=True,
+    help="What is known of the cluster.  [default: cluster.yaml]",
+)
+
 
 def recipe(command: Command) -> Command:
     """Add what decides a resolved recipe: model, task, run, file and settings."""
