@@ -7,11 +7,12 @@ another configuration or other inputs. Old ones are collected by ``tunemill stor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tunemill.errors import BadDataError
+from tunemill.group import Alone, Group, share
 from tunemill.progress import Progress
 from tunemill.store import Draft, Provenance, Store
 
@@ -33,14 +34,18 @@ class StoredCheckpoints:
     provenance: Provenance
     """Of the action; times are filled in for each checkpoint."""
     progress: Progress
+    group: Group = field(default_factory=Alone)
+    """The processes that resume together."""
 
     def latest(self, destination: Path) -> int | None:
         """Pull the newest saved state into ``destination`` and return its step, or None.
 
+        Which one is the newest is what process 0 of a group finds, for all of them.
+
         Raises:
             BadDataError: what has the name is no checkpoint.
         """
-        artifact = self.store.find(self.name)
+        artifact = share(self.group, self.store.find(self.name) if self.group.rank == 0 else None)
         if artifact is None:
             return None
         step = artifact.facts.get("step")
@@ -51,6 +56,6 @@ class StoredCheckpoints:
         return step
 
     def save(self, directory: Path, step: int) -> None:
-        """Publish the files of ``directory`` as the state after ``step`` steps."""
+        """Publish the files of ``directory`` as the state after ``step`` steps; one process does."""
         provenance = replace(self.provenance, finished=datetime.now(UTC))
         self.store.publish(Draft(self.name, KIND, directory, {"step": step}, provenance), self.progress)

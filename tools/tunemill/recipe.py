@@ -79,7 +79,7 @@ class Recipe:
         Raises:
             UsageError: it needs a model, task or run that was not given.
         """
-        known = {**config.model_dump(), **self.names}
+        known = {**config.model_dump(), **config.naming(), **self.names}
         wanted = re.findall(r"{(\w+)}", template)
         for key in wanted:
             if known.get(key) is None:

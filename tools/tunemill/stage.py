@@ -2,6 +2,9 @@
 
 ``plan`` decides without changing anything; ``execute`` does it. An action that has an output is not run
 again. Killed at any moment, nothing half-done is visible, and the same action finds its scratch again.
+
+Of several processes that torchrun started, each works on its own part; process 0 decides what is done
+and publishes it, and the first process of each machine pulls the inputs for all that are there.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from tunemill.action import action_key, action_tag, resolved
 from tunemill.checkpoints import StoredCheckpoints, checkpoint_name
 from tunemill.errors import ConflictError, UsageError
 from tunemill.files import disk_errors
+from tunemill.group import Alone, Group, share, started_by_torchrun
 from tunemill.host import Host, this_host
 from tunemill.progress import Progress
 from tunemill.recipe import Recipe
@@ -107,22 +111,22 @@ def plan(store: Store, stage: Stage[Any], recipe: Recipe, chosen: Mapping[str, s
     Raises:
         UsageError: the configuration is wrong, or ``chosen`` names an unknown role.
     """
-    if unknown := sorted(set(chosen) - set(stage.inputs)):
-        takes = ", ".join(stage.inputs) or "none"
-        raise UsageError(f"{stage.name} has no input '{unknown[0]}'; its inputs: {takes}")
     config = recipe.configure(stage)
+    templates = stage.templates(config)
+    if unknown := sorted(set(chosen) - set(templates)):
+        takes = ", ".join(templates) or "none"
+        raise UsageError(f"{stage.name} has no input '{unknown[0]}'; its inputs: {takes}")
     output = recipe.format(stage.output, config)
     references = {
         role: chosen[role] if role in chosen else recipe.format(template, config)
-        for role, template in stage.inputs.items()
+        for role, template in templates.items()
     }
-    inputs, missing = _find_inputs(store, stage, references)
+    inputs, missing = _find_inputs(store, stage, references, templates)
     host = this_host()
     if missing:
         return Plan(stage, recipe, config, output, inputs, missing, {}, host, None, None)
     reads = stage.load(stage.reads)(config) if stage.reads else {}
-    contents = {role: artifact.content for role, artifact in inputs.items()}
-    key = action_key(stage, config, contents, reads, host)
+    key = _key(stage, config, inputs, reads, host)
     existing = store.find(f"{output}:{action_tag(key)}")
     return Plan(stage, recipe, config, output, inputs, missing, reads, host, key, existing)
 
@@ -145,53 +149,122 @@ def execute(store: Store, planned: Plan, progress: Progress, signals: Signals) -
         TunemillError: what the check or the work finds wrong; nothing became visible.
     """
     started = time.monotonic()
-    if planned.existing is not None:
-        return _reuse(store, planned, planned.existing, started)
-    check(planned)
-    if planned.key is None:
-        raise UsageError("; ".join(planned.missing.values()))
-    folder = cache_directory() / "work" / planned.key
-    with _alone(folder):
-        made_meanwhile = store.find(_tagged(planned))
-        if made_meanwhile is not None:
-            return _reuse(store, planned, made_meanwhile, started)
-        artifact = _make(store, planned, folder, progress, signals)
+    with _group(planned) as group:
+        planned = _agree(planned, group)
+        if planned.existing is not None:
+            return _reuse(store, planned, planned.existing, started, group)
+        check(planned)
+        if planned.key is None:
+            raise UsageError("; ".join(planned.missing.values()))
+        folder = _folder(planned.key, group)
+        with _alone(folder) if group.local_rank == 0 else nullcontext():
+            made_meanwhile = share(group, store.find(_tagged(planned)) if group.rank == 0 else None)
+            if made_meanwhile is not None:
+                return _reuse(store, planned, made_meanwhile, started, group)
+            artifact = _make(store, planned, folder, progress, signals, group)
     return Outcome(planned, artifact, False, time.monotonic() - started)
 
 
-def _reuse(store: Store, planned: Plan, existing: Artifact, started: float) -> Outcome:
+@contextmanager
+def _group(planned: Plan) -> Iterator[Group]:
+    """Meet the other processes that torchrun started; without it there are none.
+
+    Raises:
+        UsageError: the stage is one process's work.
+    """
+    if not started_by_torchrun():
+        yield Alone()
+        return
+    stage = planned.stage
+    if stage.group is None:
+        raise UsageError(f"{stage.name} runs in one process: start it without torchrun")
+    with stage.load(stage.group)(planned.config) as group:
+        yield group
+
+
+def _agree(planned: Plan, group: Group) -> Plan:
+    """Return process 0's plan: what another finds may have been published a moment later.
+
+    Raises:
+        UsageError: the processes were started with different settings.
+    """
+    if group.size == 1:
+        return planned
+    found = {role: getattr(planned, role) for role in ("inputs", "missing", "reads", "key", "existing")}
+    agreed = replace(planned, **share(group, found))
+    key = agreed.key and _key(agreed.stage, agreed.config, agreed.inputs, agreed.reads, agreed.host)
+    if len(set(group.gather((agreed.output, key)))) > 1:
+        raise UsageError(
+            f"the {group.size} processes of {planned.stage.name} were started with different settings or "
+            "versions: give all nodes the same image, command and recipes"
+        )
+    return agreed
+
+
+def _reuse(store: Store, planned: Plan, existing: Artifact, started: float, group: Group) -> Outcome:
     log.info("%s: reusing %s", planned.stage.name, existing.reference)
-    store.advance(existing)
+    if group.rank == 0:
+        store.advance(existing)
     return Outcome(planned, existing, True, time.monotonic() - started)
 
 
-def _make(store: Store, planned: Plan, folder: Path, progress: Progress, signals: Signals) -> Artifact:
-    stage = planned.stage
+def _make(
+    store: Store, planned: Plan, folder: Path, progress: Progress, signals: Signals, group: Group
+) -> Artifact:
     provenance = _provenance(planned)
-    name = checkpoint_name(planned.output.partition("/")[0], provenance.action_key)
-    output, scratch = folder / "output", folder / "scratch"
+    stage, finished = planned.stage, False
     try:
-        with disk_errors(folder):
-            _discard(folder / "inputs", output)
-            for directory in (output, scratch):
-                directory.mkdir(parents=True, exist_ok=True)
-        work = Work(
-            config=planned.config,
-            inputs=_pull(store, planned, folder / "inputs", progress),
-            output=output,
-            scratch=scratch,
-            progress=progress,
-            checkpoints=StoredCheckpoints(store, name, provenance, progress),
-            stop=signals.stop,
-        )
+        work = replace(_prepare(store, planned, folder, progress, group, provenance), stop=signals.stop)
+        if group.local_rank == 0:
+            _pull(store, planned, folder / "inputs", progress)
+        group.gather(None)  # now every machine has them
         log.info("%s: running for %s", stage.name, planned.output)
         with disk_errors(folder), signals.saved_by_work() if stage.stops_itself else nullcontext():
             facts = stage.load(stage.work)(work)
-        artifact = _publish(store, planned, output, facts, provenance, progress)
-        shutil.rmtree(scratch)
+        made = None
+        if group.rank == 0:
+            made = _publish(store, planned, work.output, facts, provenance, progress)
+        _discard(work.scratch, work.output)
+        artifact: Artifact = share(group, made)
+        finished = True
         return artifact
     finally:
-        _tidy(folder)
+        # Where others still run on this machine, what they read stays; the next run discards it.
+        if group.local_rank == 0 and (finished or group.size == 1):
+            _tidy(folder)
+
+
+def _prepare(
+    store: Store, planned: Plan, folder: Path, progress: Progress, group: Group, provenance: Provenance
+) -> Work[Any]:
+    """Make this process's directories, and return its work, whose inputs are still to be pulled."""
+    own = f"-{group.rank}" if group.rank else ""
+    output, scratch = folder / f"output{own}", folder / f"scratch{own}"
+    name = checkpoint_name(planned.output.partition("/")[0], provenance.action_key)
+    with disk_errors(folder):
+        _discard(output, *([folder / "inputs"] if group.local_rank == 0 else []))
+        for directory in (output, scratch):
+            directory.mkdir(parents=True, exist_ok=True)
+    return Work(
+        config=planned.config,
+        inputs={
+            role: Input(
+                artifact.reference, artifact.content, artifact.kind, folder / "inputs" / role, artifact.facts
+            )
+            for role, artifact in planned.inputs.items()
+        },
+        output=output,
+        scratch=scratch,
+        progress=progress,
+        checkpoints=StoredCheckpoints(store, name, provenance, progress, group),
+        group=group,
+    )
+
+
+def _folder(key: str, group: Group) -> Path:
+    """Return where an action is worked on: in one place for each machine, even if they share a disk."""
+    first_here = group.rank - group.local_rank
+    return cache_directory() / "work" / (f"{key}-{first_here}" if first_here else key)
 
 
 def _publish(
@@ -234,8 +307,19 @@ def _provenance(planned: Plan) -> Provenance:
     )
 
 
+def _key(
+    stage: Stage[Any],
+    config: StageConfig,
+    inputs: Mapping[str, Artifact],
+    reads: Mapping[str, str],
+    host: Host,
+) -> str:
+    contents = {role: artifact.content for role, artifact in inputs.items()}
+    return action_key(stage, config, contents, reads, host)
+
+
 def _find_inputs(
-    store: Store, stage: Stage[Any], references: Mapping[str, str]
+    store: Store, stage: Stage[Any], references: Mapping[str, str], templates: Mapping[str, str]
 ) -> tuple[dict[str, Artifact], dict[str, str]]:
     found: dict[str, Artifact] = {}
     missing: dict[str, str] = {}
@@ -243,9 +327,9 @@ def _find_inputs(
         try:
             found[role] = store.resolve(reference)
         except UsageError as error:
-            missing[role] = f"{stage.name} needs {role}: {error}{_remedy(stage.inputs[role])}"
+            missing[role] = f"{stage.name} needs {role}: {error}{_remedy(templates[role])}"
     for role, artifact in found.items():
-        wanted = _kind(stage.inputs[role])
+        wanted = _kind(templates[role])
         if artifact.kind != wanted:
             raise UsageError(f"--input {role}: {artifact.reference} is {artifact.kind}, expected {wanted}")
     return found, missing
@@ -267,13 +351,9 @@ def _tagged(planned: Plan) -> str:
     return f"{planned.output}:{action_tag(planned.key or '')}"
 
 
-def _pull(store: Store, planned: Plan, folder: Path, progress: Progress) -> dict[str, Input]:
-    pulled = {}
+def _pull(store: Store, planned: Plan, folder: Path, progress: Progress) -> None:
     for role, artifact in planned.inputs.items():
-        path = folder / role
-        store.pull(artifact, path, progress)
-        pulled[role] = Input(artifact.reference, artifact.content, artifact.kind, path, artifact.facts)
-    return pulled
+        store.pull(artifact, folder / role, progress)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from tunemill.group import Alone, Group
 from tunemill.progress import Progress
 
 Facts = dict[str, Any]
@@ -30,6 +31,10 @@ class StageConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def naming(self) -> dict[str, str]:
+        """Return what the artifacts' names are made of besides the fields."""
+        return {}
 
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
@@ -74,6 +79,8 @@ class Work(Generic[ConfigT]):
     checkpoints: Checkpoints
     stop: threading.Event = field(default_factory=threading.Event)
     """Set on SIGTERM or Ctrl-C; a stage with ``stops_itself`` saves and raises ``Stopped``."""
+    group: Group = field(default_factory=Alone)
+    """The processes that do this work together; only the output of process 0 is published."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,17 @@ class Stage(Generic[ConfigT]):
     """The output is trusted only on the host class that made it."""
     stops_itself: bool = False
     """The work watches ``Work.stop`` and saves its state before it ends."""
+    group: str | None = None
+    """``module:function`` of ``(config) -> context of a Group``: how the processes that torchrun
+    starts meet; without it the work is done by one."""
+    more_inputs: str | None = None
+    """``module:function`` of ``(config) -> Mapping[str, str]``: roles and default references, as
+    ``inputs``, of which there are as many as the configuration says."""
+
+    def templates(self, config: ConfigT) -> dict[str, str]:
+        """Return every role with its default reference."""
+        more = self.load(self.more_inputs)(config) if self.more_inputs else {}
+        return {**self.inputs, **more}
 
     def load(self, name: str) -> Any:
         """Import and return the function named by ``module:function``."""

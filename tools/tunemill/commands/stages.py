@@ -10,6 +10,7 @@ import click
 
 from tunemill import options
 from tunemill.errors import UsageError
+from tunemill.group import speaks
 from tunemill.progress import Progress
 from tunemill.recipe import Choice, resolve
 from tunemill.signals import Signals
@@ -76,10 +77,10 @@ def stage_command(name: str) -> click.Command:
         planned = plan(store, stage, recipe, parse_inputs(inputs))
         if dry_run:
             check(planned)
-            click.echo(json.dumps(plan_record(planned)) if as_json else plan_text(planned))
+            _say(json.dumps(plan_record(planned)) if as_json else plan_text(planned))
             return
-        outcome = execute(store, planned, Progress(), signals)
-        click.echo(json.dumps(outcome.record()) if as_json else outcome.artifact.reference)
+        outcome = execute(store, planned, Progress(quiet=not speaks()), signals)
+        _say(json.dumps(outcome.record()) if as_json else outcome.artifact.reference)
 
     decorated: Any = run
     for option in (options.json, options.dry_run, options.inputs, options.store):
@@ -141,6 +142,12 @@ def plan_text(planned: Plan) -> str:
     else:
         lines.append("would run once its inputs exist" if planned.missing else "would run")
     return "\n".join(lines)
+
+
+def _say(result: str) -> None:
+    """Print the result, once for all the processes that torchrun started."""
+    if speaks():
+        click.echo(result)
 
 
 def _choice(given: dict[str, Any]) -> dict[str, Any]:

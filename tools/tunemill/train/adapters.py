@@ -65,7 +65,7 @@ def load_model(directory: Path, config: TrainBase, dtype: str, device: str) -> A
         options["attn_implementation"] = config.attn_implementation
     if config.method == "qlora":
         options["quantization_config"] = _four_bit(config, dtype)
-        options["device_map"] = {"": device}
+        options["device_map"] = {"": torch.cuda.current_device() if device == "cuda" else device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options

@@ -10,6 +10,7 @@ never dropped: a state that lost a part would resume to a different result.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Any
 from tunemill.errors import BadDataError
 from tunemill.files import write_json
 
-PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt")
-"""What the Trainer writes with torch.save and reads back."""
+PICKLED = re.compile(r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d{1,6})?\.pth")
+"""Names of what the Trainer writes with torch.save and reads back; each process has an rng_state."""
 DROPPED = ("training_args.bin", "README.md")
 """Not read on resuming: the arguments come from the recipe."""
 STATE, TENSORS = "state.json", "state.safetensors"
@@ -39,12 +40,11 @@ def export(checkpoint: Path, destination: Path, base: str) -> None:
     destination.mkdir(parents=True)
     tensors: dict[str, Any] = {}
     states = {}
-    for name in PICKLED:
-        if (checkpoint / name).exists():
-            loaded = torch.load(checkpoint / name, map_location="cpu", weights_only=False)
-            states[name] = encode(loaded, tensors)
     for path in sorted(checkpoint.iterdir()):
-        if path.name not in PICKLED and path.name not in DROPPED:
+        if PICKLED.fullmatch(path.name):
+            loaded = torch.load(path, map_location="cpu", weights_only=False)
+            states[path.name] = encode(loaded, tensors)
+        elif path.name not in DROPPED:
             shutil.copy2(path, destination / path.name)
     _forget_path(destination / "adapter_config.json", base)
     write_json(destination / STATE, states)
@@ -65,7 +65,7 @@ def restore(saved: Path, destination: Path) -> None:
     try:
         states = json.loads((saved / STATE).read_text("utf-8"))
         tensors = load_file(saved / TENSORS)
-        decoded = {name: decode(states[name], tensors) for name in PICKLED if name in states}
+        decoded = {name: decode(states[name], tensors) for name in states if PICKLED.fullmatch(name)}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise BadDataError(f"the checkpoint cannot be read: {error}") from error
     for path in sorted(saved.iterdir()):

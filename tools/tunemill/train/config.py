@@ -182,4 +182,5 @@ STAGE = Stage(
     work="tunemill.train.sft:train",
     check="tunemill.train.options.validate:check",
     stops_itself=True,
+    group="tunemill.train.ranks:joined",
 )

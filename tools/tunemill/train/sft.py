@@ -17,7 +17,7 @@ from typing import Any
 from tunemill.errors import BadDataError, ConfigurationError, Stopped, UsageError
 from tunemill.files import disk_errors, write_json
 from tunemill.prompting import read_prompting
-from tunemill.train import adapters, device, examples, memory, metrics
+from tunemill.train import adapters, device, examples, memory, metrics, ranks
 from tunemill.train.config import TrainBase
 from tunemill.train.options import validate
 from tunemill.train.quiet import quieten
@@ -64,9 +64,10 @@ def train(work: Work[TrainBase]) -> Facts:
     with device.reproducible(config.deterministic), disk_errors(work.scratch):
         trainer = _build(work, place, splits, tokenizer)
         facts = _run(work, trainer, place)
-    with disk_errors(work.output):
-        _write(work, trainer)
-        prompting.save(work.output)
+    if work.group.rank == 0:
+        with disk_errors(work.output):
+            _write(work, trainer)
+            prompting.save(work.output)
     tokenized = {"add_special_tokens": False, "add_bos": prompting.add_bos, "eos_token": prompting.eos_token}
     return facts | {"tokenization": tokenized}
 
@@ -112,8 +113,13 @@ def _build(work: Work[TrainBase], place: Place, splits: dict[str, examples.Encod
     arguments = validate.sft_config(config, local, place.dtype, place.device)
     if place.device == "cpu":
         arguments.dataloader_pin_memory = False
+    recipe_batch = arguments.per_device_train_batch_size
+    _share_step(work, arguments)
     model = adapters.load_model(work.inputs["base"].path, config, place.dtype, place.device)
     validation = splits.get("validation")
+    if arguments.ddp_find_unused_parameters is None:
+        # Only a mixture of experts leaves weights unused in a step; to look for them takes time in each.
+        arguments.ddp_find_unused_parameters = any("expert" in name for name, _ in model.named_parameters())
     try:
         return Trainer(
             model=model,
@@ -122,9 +128,38 @@ def _build(work: Work[TrainBase], place: Place, splits: dict[str, examples.Encod
             eval_dataset=validation.dataset() if validation else None,
             processing_class=tokenizer,
             peft_config=None if config.method == "full" else validate.lora_config(config),
+            group=work.group,
+            recipe_batch=recipe_batch,
         )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(f"TRL refuses these options: {' '.join(str(error).split())}") from error
+
+
+def _share_step(work: Work[TrainBase], arguments: Any) -> None:
+    """Let this process do its part of the recipe's step, on one device.
+
+    Raises:
+        UsageError: the rows of a step cannot be shared so that every process has the same.
+    """
+    size = work.group.size
+    if size > 1 and arguments.train_sampling_strategy == "batch_rebalance":
+        raise UsageError(
+            "train_sampling_strategy=batch_rebalance makes other steps for each number of processes: "
+            "set group_by_length, which keeps batches short too"
+        )
+    share = ranks.share_step(
+        arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps, size
+    )
+    arguments.per_device_train_batch_size = share.batch
+    arguments.gradient_accumulation_steps = share.accumulated
+    if arguments.n_gpu > 1:
+        work.progress.say(f"train: one process trains on one GPU of {arguments.n_gpu}; torchrun uses all")
+        arguments._n_gpu = 1  # else transformers multiplies the batch by the GPUs it finds
+    if size > 1:
+        work.progress.say(
+            f"train: {size} processes share the {share.step} rows of a step: "
+            f"{share.accumulated} x {share.batch} each"
+        )
 
 
 def _run(work: Work[TrainBase], trainer: Any, place: Place) -> Facts:
@@ -145,7 +180,7 @@ def _run(work: Work[TrainBase], trainer: Any, place: Place) -> Facts:
         _train(trainer, checkpoint)
     seconds = time.monotonic() - started
     state = trainer.state
-    if work.stop.is_set() and state.global_step < state.max_steps:
+    if keeper.stopped and state.global_step < state.max_steps:
         raise Stopped(f"stopped after step {state.global_step} of {state.max_steps}, which is saved")
     return {
         "steps": state.global_step,
@@ -155,7 +190,8 @@ def _run(work: Work[TrainBase], trainer: Any, place: Place) -> Facts:
         "device": place.device,
         "dtype": place.dtype,
         "threads": _threads(),
-        "tokens_per_second": round(trainer.tokens / max(seconds, 1e-9), 1),
+        "processes": work.group.size,
+        "tokens_per_second": round(work.group.total([trainer.tokens])[0] / max(seconds, 1e-9), 1),
         "seconds": round(seconds, 1),
         "peak_memory": memory.peak_memory(place.device),
     } | _identity(work, trainer)
@@ -165,7 +201,8 @@ def _train(trainer: Any, checkpoint: Path | None) -> None:
     import torch
 
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with ranks.lost_processes():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(
             f"the GPU's memory is full at step {trainer.state.global_step + 1}: set a smaller "
@@ -202,6 +239,7 @@ def _identity(work: Work[TrainBase], trainer: Any) -> Facts:
         "data": _name(work, "data"),
         "data_content": work.inputs["data"].content,
         "method": work.config.method,
+        "global_batch": trainer.rows_per_step,
         "first_loss": losses[0],
         "final_loss": sum(tail) / len(tail),
     }

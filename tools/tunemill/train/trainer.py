@@ -2,8 +2,9 @@
 
 The training itself is TRL's. Added are a record of every step (so that a resumed run leaves the
 same table as one that was never stopped), checkpoints published as they are made, an end within
-the step when asked to stop, batches of like length that depend on seed and epoch alone, and a
-loss that computes logits only where a completion is.
+the step when asked to stop, batches of like length that depend on seed and epoch alone, a loss that
+computes logits only where a completion is, and, for several processes, the order of rows and the
+losses that one process would have.
 
 This module imports torch, transformers and TRL; only ``sft`` imports it.
 """
@@ -15,18 +16,20 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, repeat
 from math import isfinite
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from tunemill.errors import BadDataError
 from tunemill.files import write_json
+from tunemill.group import Alone, Group
 from tunemill.progress import Task
 from tunemill.train import checkpoints
 from tunemill.work import Checkpoints
@@ -36,10 +39,18 @@ CHUNK_BATCHES = 50  # batches whose rows are sorted together: less padding, and 
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer that records each step and refuses a loss that is not finite."""
+    """SFTTrainer that records each step and refuses a loss that is not finite.
 
-    def __init__(self, **arguments: Any) -> None:
+    ``recipe_batch`` is the batch that one process would compute; of a group's smaller ones as many.
+    """
+
+    def __init__(self, group: Group | None = None, recipe_batch: int = 0, **arguments: Any) -> None:
+        self.group = group or Alone()
+        self._recipe_batch = recipe_batch
+        self._order: Any = None
         super().__init__(**arguments)
+        if self.group.size > 1:
+            self.train_dataset: Any = with_blank(self.train_dataset)
         self.record: list[dict[str, float]] = []
         """One row a step: step, epoch, loss, learning_rate, grad_norm; and evaluations."""
         self.tokens = 0
@@ -64,12 +75,20 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._row["loss"] = self._row.get("loss", 0.0) + value
         return loss
 
-    def finish_row(self) -> float:
-        """Close the record of a step and return its loss."""
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, over all processes."""
+        own: int = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return own * self.group.size
+
+    def finish_row(self, stop: bool) -> bool:
+        """Close the record of a step with the loss of all its rows; return whether any process stops."""
+        loss, stops = self.group.total([self._row["loss"], float(stop)])
+        self._row["loss"] = loss / self.group.size
         state = {"step": self.state.global_step, "epoch": round(float(self.state.epoch or 0), 6)}
         self.record.append(state | self._row)
         self._row = {}
-        return self.record[-1]["loss"]
+        return stops > 0
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -79,6 +98,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["labels"][:, 1:]
         kept = (targets != -100).any(dim=0).nonzero().squeeze(1)
+        kept = kept if len(kept) else kept.new_zeros(1)  # nothing but blank rows
         arguments = {key: value for key, value in inputs.items() if key != "labels"}
         logits = model(**arguments, use_cache=False, logits_to_keep=kept).logits
         goal = targets[:, kept].flatten()
@@ -86,7 +106,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         total = torch.nn.functional.cross_entropy(scores, goal, ignore_index=-100, reduction="sum")
         counted = int((goal != -100).sum())
         self._note(scores.detach(), goal, counted)
-        return total / max(1, int(num_items_in_batch if num_items_in_batch is not None else counted))
+        if num_items_in_batch is None:
+            return total / max(1, counted)
+        # Gradients are averaged over the processes, and the items may be counted over all of them.
+        scale = self.group.size if self.args.average_tokens_across_devices else 1
+        return total / max(1, int(num_items_in_batch)) * scale
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write no model card: it would hold paths of this machine, and the artifact has provenance."""
@@ -118,13 +142,32 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._row["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         return norm
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch.
+
+        accelerate does so too, but not for a process of several whose epoch was resumed in the middle.
+        """
+        if self._order is not None:
+            self._order.set_epoch(epoch)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.args.train_sampling_strategy != "group_by_length":
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        if self.group.size == 1 and not by_length:
             return super()._get_train_sampler(train_dataset)
         rows = self.train_dataset if train_dataset is None else train_dataset
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroups([len(ids) for ids in rows["input_ids"]], size, seed)
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        if self.group.size == 1:
+            return LengthGroups(lengths, self.rows_per_step, seed)
+        blank = len(lengths) - 1
+        order: Sampler[int] = Shuffled(blank, seed)
+        if by_length:
+            order = LengthGroups(lengths[:blank], self.rows_per_step, seed)
+        elif self.args.train_sampling_strategy == "sequential":
+            order = SequentialSampler(range(blank))
+        dropped = blank % self._recipe_batch if self.args.dataloader_drop_last else 0
+        self._order = Padded(order, dropped, self.args.train_batch_size * self.group.size, blank)
+        return self._order
 
 
 class LengthGroups(Sampler[int]):
@@ -163,6 +206,66 @@ class LengthGroups(Sampler[int]):
         self.epoch = epoch
 
 
+class Shuffled(Sampler[int]):
+    """All rows in the order that accelerate draws for one process."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self.rows = rows
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from torch.randperm(self.rows, generator=generator).tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        self.epoch = epoch
+
+
+class Padded(Sampler[int]):
+    """An order whose length several processes can share: less its last rows, or with blank ones.
+
+    accelerate would fill up the last batches with the epoch's first rows, and train on those twice.
+    """
+
+    def __init__(self, order: Any, dropped: int, multiple: int, blank: int) -> None:
+        self.order = order
+        self.kept = len(order) - dropped
+        self.multiple = multiple
+        self.blank = blank
+
+    def __len__(self) -> int:
+        return self.kept + -self.kept % self.multiple
+
+    def __iter__(self) -> Iterator[int]:
+        yield from islice(self.order, self.kept)
+        yield from repeat(self.blank, -self.kept % self.multiple)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+
+def with_blank(rows: Any) -> Any:
+    """Return a dataset with one more row, the shortest one again, of which no token counts."""
+    from datasets import concatenate_datasets
+
+    lengths = list(map(len, rows["input_ids"]))
+    shortest = rows.select([lengths.index(min(lengths))])
+    uncounted = {"completion_mask": 0, "assistant_masks": 0, "labels": -100}
+    blank = shortest.map(
+        lambda row: {name: [value] * len(row[name]) for name, value in uncounted.items() if name in row},
+        features=rows.features,
+        load_from_cache_file=False,
+    )
+    return concatenate_datasets([rows, blank])
+
+
 @dataclass
 class Keeper(TrainerCallback):  # type: ignore[misc]
     """Shows progress, publishes checkpoints, and ends the run when asked to."""
@@ -174,11 +277,18 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
     stop: Event
     base: str
     """Name of the base, written where PEFT would write its path."""
+    stopped: bool = False
+    """Whether this process or another one of its group was told to stop."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Choose the order of the epoch."""
+        self.trainer.begin_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Record the step; if told to stop, save and end."""
-        self.task.advance(1, f"loss {self.trainer.finish_row():.3f}")
-        if self.stop.is_set():
+        """Record the step; if any process was told to stop, save and end."""
+        self.stopped = self.trainer.finish_row(self.stop.is_set())
+        self.task.advance(1, f"loss {self.trainer.record[-1]['loss']:.3f}")
+        if self.stopped:
             control.should_save = state.global_step < state.max_steps
             control.should_training_stop = True
 
@@ -192,8 +302,23 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         """Publish the checkpoint that was just written, unless the run is complete."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.global_step < state.max_steps:
-            publish(self, checkpoint, state.global_step)
+            gather_random_states(self.trainer.group, checkpoint)
+            if self.trainer.group.rank == 0:
+                publish(self, checkpoint, state.global_step)
         shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def gather_random_states(group: Group, checkpoint: Path) -> None:
+    """Put the state of every process's generators into the checkpoint of process 0.
+
+    Each process writes its own, to a disk that the others may not see.
+    """
+    if group.size == 1:
+        return
+    own = (checkpoint / f"rng_state_{group.rank}.pth").read_bytes()
+    for rank, content in enumerate(group.gather(own)):
+        if group.rank == 0:
+            (checkpoint / f"rng_state_{rank}.pth").write_bytes(content)
 
 
 def publish(keeper: Keeper, checkpoint: Path, step: int) -> None:

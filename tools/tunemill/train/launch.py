@@ -1,0 +1,53 @@
+"""torchrun with exit codes that mean something: ``python -m tunemill.train.launch`` takes its options.
+
+torchrun itself returns 1 whatever ended its processes, so a cluster could not tell bad data, which
+no retry mends, from a preempted node. Here the code is that of the process that failed first, and
+143 or 130 after a signal.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tunemill.errors import Interrupted, Stopped, TransientError
+
+log = logging.getLogger("tunemill")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run torchrun and return the exit code of what it started."""
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    logging.basicConfig(format="%(message)s")
+    try:
+        _torchrun(arguments)
+    except ChildFailedError as error:
+        rank, first = error.get_first_failure()
+        log.error("tunemill: process %d ended first, with exit code %d", rank, first.exitcode)
+        return first.exitcode if first.exitcode > 0 else TransientError.exit_code  # negative: killed
+    except SignalException as error:
+        return Interrupted.exit_code if error.sigval == signal.SIGINT else Stopped.exit_code
+    except (DistError, RendezvousError) as error:
+        log.error("tunemill: the nodes cannot meet: %s", " ".join(str(error).split())[:200])
+        return TransientError.exit_code
+    return 0
+
+
+def _torchrun(arguments: Sequence[str]) -> None:
+    import torch.distributed.run as torchrun
+
+    untyped: Any = torchrun
+    parser = untyped.get_args_parser()
+    parser.allow_abbrev = False  # else the command's own --run is taken for torchrun's --run-path
+    untyped.run(parser.parse_args(list(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
