@@ -281,6 +281,10 @@ def test_each_index_takes_its_shard() -> None:
         "--set",
         "shard_index=$(JOB_COMPLETION_INDEX)",
     ]
+    join = dict(job_specs(render("component-shards")))["join"]
+    (joins,) = join["template"]["spec"]["containers"]
+    assert joins["args"] == ["infer", "--set", "shard_count=$(SHARDS)"]
+    assert env["SHARDS"] == {entry["name"]: entry["value"] for entry in joins["env"]}["SHARDS"]
     assert spec["backoffLimitPerIndex"] > 0
     assert spec["maxFailedIndexes"] == 0
 
