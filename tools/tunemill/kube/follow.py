@@ -64,7 +64,6 @@ def follow(api: Api, name: str, resource: str = "nvidia.com/gpu", logs: bool = T
 
     Raises:
         ConfigurationError: it cannot start before somebody puts something right.
-        Stopped: somebody deleted it.
         TunemillError: the cluster cannot be read any more.
     """
     following = _Following(api, name, resource, logs)
@@ -99,7 +98,8 @@ class _Following:
             self._take_all()
             state = self._state
             if state.gone:
-                raise Stopped(f"{self._name} was deleted before it had ended")
+                why = f"{self._name} was deleted before it had ended"
+                return Followed(Result(Stopped.exit_code, why), output_of(state.job))
             if self._logs:
                 self._read_logs()
             if finished(state.job):
@@ -136,7 +136,10 @@ class _Following:
     def _take_pod(self, change: Change) -> None:
         pod, name = change.thing, change.thing["metadata"]["name"]
         before = self._state.pods.get(name)
-        self._state.pods[name] = pod  # a pod that is gone still tells how it ended
+        if change.gone and started(pod) != "ended":
+            self._state.pods.pop(name, None)
+            return
+        self._state.pods[name] = pod  # one that has ended and is gone still tells how
         was_failed = before is not None and before.get("status", {}).get("phase") == "Failed"
         if pod.get("status", {}).get("phase") == "Failed" and not was_failed:
             say("%s %s", name, stopped_pod(pod))
@@ -226,8 +229,8 @@ def look(
     """Return why a Job waits, asking for Kueue's workload and the nodes only where they matter."""
     workload = _workload(api, job) if job["spec"].get("suspend") else None
     asks = gpus_of(job["spec"]["template"], resource) > 0
-    living = [pod for pod in pods if started(pod) != "ended"]
-    return explain(Seen(job, living, events, workload, nodes() if asks and living else None, resource))
+    unplaced = any(started(pod) == "waiting" for pod in pods)
+    return explain(Seen(job, pods, events, workload, nodes() if asks and unplaced else None, resource))
 
 
 def largest(api: Api, resource: str) -> tuple[int, str] | None:

@@ -156,8 +156,8 @@ def _plan(wish: Wish, store: Store | None) -> Plan | None:
         return None
     try:
         return plan(store, load_stage(wish.stage), wish.recipe, wish.inputs)
-    except ModuleNotFoundError as error:  # what the stage reads takes its own libraries, which the pod has
-        log.info("the action of %s is not known here (no package '%s'): %s", wish.stage, error.name, UNSEEN)
+    except (ModuleNotFoundError, TransientError) as error:  # what it reads may take libraries, or the Hub
+        log.info("the action of %s is not known here (%s): %s", wish.stage, error, UNSEEN)
         return None
 
 
