@@ -84,24 +84,24 @@ def test_batch_size_changes_no_more_than_the_last_digits(
 
 
 def test_limit_takes_the_first_rows(micro: Any, dataset: Make, make_work: Make, labelled: Make) -> None:
-    work = make_work(micro.gguf.parent, dataset(labelled(20)), limit=7, shard_rows=3)
+    work = make_work(micro.gguf.parent, dataset(labelled(20)), limit=7, block_rows=3)
     assert predict(work)["rows"] == 7
     assert [row["id"] for row in rows_of(work.output)] == [f"row-{number}" for number in range(7)]
 
 
 def test_a_stop_keeps_the_finished_shards(micro: Any, dataset: Make, make_work: Make, labelled: Make) -> None:
     data = dataset(labelled(30))
-    whole = make_work(micro.gguf.parent, data, "whole", shard_rows=10)
+    whole = make_work(micro.gguf.parent, data, "whole", block_rows=10)
     predict(whole)
-    work = make_work(micro.gguf.parent, data, "stopped", shard_rows=10)
+    work = make_work(micro.gguf.parent, data, "stopped", block_rows=10)
 
     class StopAtSecondShard(threading.Event):
         def is_set(self) -> bool:
-            return (work.scratch / "shards" / "000000.parquet").exists()
+            return (work.scratch / "blocks" / "000000.parquet").exists()
 
     with pytest.raises(Stopped, match="go on"):
         predict(replace(work, stop=StopAtSecondShard()))
-    assert (work.scratch / "shards" / "000000.parquet").exists()
+    assert (work.scratch / "blocks" / "000000.parquet").exists()
     assert not (work.output / "predictions.parquet").exists()
     predict(work)
     assert (work.output / "predictions.parquet").read_bytes() == (

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from tunemill.infer.predict import predict
-from tunemill.infer.rows import Answer, Row, Shards
+from tunemill.infer.rows import Answer, Blocks, Row
 
 Make = Callable[..., Any]
 
@@ -38,7 +38,7 @@ predict(Work(config, inputs, output, scratch, Progress(quiet=True), None, thread
 def kill_after(shards: int, extra: float, command: list[str], scratch: Path) -> bool:
     """Run the stage and kill it a moment after so many shards exist; tell whether it was killed."""
     child = subprocess.Popen(command)
-    wanted = scratch / "shards" / f"{shards:06d}.parquet"
+    wanted = scratch / "blocks" / f"{shards:06d}.parquet"
     while child.poll() is None and not wanted.exists():
         time.sleep(0.002)
     time.sleep(extra)
@@ -49,10 +49,10 @@ def kill_after(shards: int, extra: float, command: list[str], scratch: Path) -> 
 @pytest.mark.parametrize(
     ("form", "settings"),
     [
-        pytest.param("label", {"shard_rows": 8, "n_threads": 1}, id="labels"),
+        pytest.param("label", {"block_rows": 8, "n_threads": 1}, id="labels"),
         pytest.param(
             "text",
-            {"shard_rows": 8, "n_threads": 1, "temperature": 1.0, "max_new_tokens": 12},
+            {"block_rows": 8, "n_threads": 1, "temperature": 1.0, "max_new_tokens": 12},
             id="free-answers",
         ),
     ],
@@ -74,7 +74,7 @@ def test_killed_again_and_again_the_file_is_the_same(
     kills = 0
     for shards, extra in ((0, 0.0), (2, 0.001), (4, 0.003), (6, 0.007)):
         kills += kill_after(shards, extra, command, scratch)
-        journal = (scratch / "shards" / "journal.jsonl").read_text().splitlines()
+        journal = (scratch / "blocks" / "journal.jsonl").read_text().splitlines()
         assert len(journal) - 1 >= shards  # at most the shard under way is lost
         assert not (output / "predictions.parquet").exists() or shards == 6
     assert kills >= 3
@@ -89,14 +89,14 @@ ANSWERS = [Answer("data", 1.0, (1.0, 0.0)), Answer(error="empty text")] * 2
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    shards = Shards(tmp_path / "shards", {"seed": 1})
+    shards = Blocks(tmp_path / "blocks", {"seed": 1})
     for _ in range(3):
         shards.add(ROWS, ANSWERS)
-    return tmp_path / "shards"
+    return tmp_path / "blocks"
 
 
 def test_finished_shards_are_found_again(saved: Path, tmp_path: Path) -> None:
-    again = Shards(saved, {"seed": 1})
+    again = Blocks(saved, {"seed": 1})
     assert again.finished == 3
     again.join(tmp_path / "all.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "all.parquet")
@@ -105,7 +105,7 @@ def test_finished_shards_are_found_again(saved: Path, tmp_path: Path) -> None:
 
 
 def test_shards_of_another_run_are_thrown_away(saved: Path) -> None:
-    assert Shards(saved, {"seed": 2}).finished == 0
+    assert Blocks(saved, {"seed": 2}).finished == 0
     assert not (saved / "000000.parquet").exists()
 
 
@@ -138,7 +138,7 @@ def reorder(saved: Path) -> None:
 )
 def test_damage_costs_only_what_comes_after(saved: Path, damage: Callable[[Path], Any], left: int) -> None:
     damage(saved)
-    shards = Shards(saved, {"seed": 1})
+    shards = Blocks(saved, {"seed": 1})
     assert shards.finished == left
     shards.add(ROWS, ANSWERS)
-    assert Shards(saved, {"seed": 1}).finished == left + 1
+    assert Blocks(saved, {"seed": 1}).finished == left + 1

@@ -111,14 +111,14 @@ class Stage(Generic[ConfigT]):
     group: str | None = None
     """``module:function`` of ``(config) -> context of a Group``: how the processes that torchrun
     starts meet; without it the work is done by one."""
-    more_inputs: str | None = None
-    """``module:function`` of ``(config) -> Mapping[str, str]``: roles and default references, as
-    ``inputs``, of which there are as many as the configuration says."""
+    other_inputs: str | None = None
+    """``module:function`` of ``(config) -> Mapping[str, str] | None``: what is read instead of
+    ``inputs`` under a configuration that has the stage do something else."""
 
     def templates(self, config: ConfigT) -> dict[str, str]:
         """Return every role with its default reference."""
-        more = self.load(self.more_inputs)(config) if self.more_inputs else {}
-        return {**self.inputs, **more}
+        other = self.load(self.other_inputs)(config) if self.other_inputs else None
+        return dict(self.inputs if other is None else other)
 
     def load(self, name: str) -> Any:
         """Import and return the function named by ``module:function``."""

@@ -1,10 +1,10 @@
-"""Declares the infer stage: a prepared dataset through a GGUF."""
+"""Declares the infer stage: a prepared dataset through a GGUF, at once or in shards that are joined."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunemill.work import Stage, StageConfig
 
@@ -35,8 +35,16 @@ class InferConfig(StageConfig):
         default=0.0, ge=0, le=10, description="spread of free answers; 0 takes the likeliest token each time"
     )
     seed: int = Field(default=42, ge=0, lt=1 << 63, description="seed of free answers above temperature 0")
-    shard_rows: int = Field(
+    block_rows: int = Field(
         default=256, ge=1, le=1 << 16, description="rows saved together; a kill loses the unsaved ones"
+    )
+    shard_count: int = Field(
+        default=1, ge=1, le=10_000, description="jobs that share the rows, each with a shard_index of its own"
+    )
+    shard_index: int | None = Field(
+        default=None,
+        ge=0,
+        description="which shard to predict, from 0; without it the finished shards are joined",
     )
     flash_attn: bool = Field(
         default=False,
@@ -55,14 +63,46 @@ class InferConfig(StageConfig):
         json_schema_extra={"identity": False},
     )
 
+    @model_validator(mode="after")
+    def _refuse(self) -> InferConfig:
+        if self.shard_index is not None and self.shard_index >= self.shard_count:
+            raise ValueError(
+                f"shard_index={self.shard_index} is none of {self.shard_count} shards: they count from 0"
+            )
+        return self
+
+    @property
+    def joins(self) -> bool:
+        """Whether there is nothing to predict, but shards to join."""
+        return self.shard_count > 1 and self.shard_index is None
+
+    def naming(self) -> dict[str, str]:
+        """Return what a shard's predictions are named after."""
+        sharded = self.shard_count > 1 and self.shard_index is not None
+        return {"shard": f"-{self.shard_index}-of-{self.shard_count}" if sharded else ""}
+
+
+def shards(config: InferConfig) -> dict[str, str] | None:
+    """Return the inputs of a join: every shard's predictions."""
+    if not config.joins:
+        return None
+    count = config.shard_count
+    return {shard_role(index): f"{{run}}/predictions-{{quant}}-{index}-of-{count}" for index in range(count)}
+
+
+def shard_role(index: int) -> str:
+    """Return what a join calls a shard."""
+    return f"shard-{index}"
+
 
 STAGE = Stage(
     name="infer",
     summary="Classify or generate over a dataset",
     config=InferConfig,
     inputs={"gguf": "{run}/gguf-{quant}", "data": "{run}/data"},
-    output="{run}/predictions-{quant}",
+    output="{run}/predictions-{quant}{shard}",
     kind="predictions",
+    other_inputs="tunemill.infer.config:shards",
     work="tunemill.infer.predict:predict",
     stops_itself=True,
 )

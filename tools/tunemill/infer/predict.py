@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,13 @@ from tunemill.ggufs import first_part
 from tunemill.infer import classify, generate
 from tunemill.infer.config import InferConfig
 from tunemill.infer.engine import Size
+from tunemill.infer.join import join
 from tunemill.infer.model import Model
 from tunemill.infer.pool import Pool
 from tunemill.infer.probe import check_loads
 from tunemill.infer.questions import Asker, Refused
-from tunemill.infer.rows import Answer, Row, Rows, Shards
+from tunemill.infer.result import LABELS, PREDICTIONS, RECORD, refuse_none_predicted, tally
+from tunemill.infer.rows import Answer, Blocks, Row, Rows
 from tunemill.progress import Task
 from tunemill.prompting import read_prompting
 from tunemill.work import Facts, Work
@@ -35,7 +36,7 @@ from tunemill.work import Facts, Work
 
 @dataclass(frozen=True)
 class Run:
-    """What every shard of one inference needs."""
+    """What every block of one inference needs."""
 
     config: InferConfig
     model: Model
@@ -45,44 +46,50 @@ class Run:
 
 
 def predict(work: Work[InferConfig]) -> Facts:
-    """Predict one split of the ``data`` input with the ``gguf`` input.
+    """Predict one split of the ``data`` input, or a shard of it, with the ``gguf`` input; or join shards.
 
     Raises:
         BadDataError: an input is not what it has to be, or no row at all can be predicted.
         ConfigurationError: the model or the memory is not fit for the settings.
-        Stopped: the stop event was set; finished shards are kept.
+        Stopped: the stop event was set; finished blocks are kept.
     """
+    if work.config.joins:
+        return join(work)
     config, data = work.config, work.inputs["data"].path
     labels = read_labels(data)
     rows = Rows(data, config.split, config.limit)
     path = find_gguf(work.inputs["gguf"].path)
     prompting = read_prompting(work.inputs["gguf"].path)
     check_loads(path)
-    shards = Shards(work.scratch / "shards", _identity(work))
-    started, before = time.monotonic(), shards.finished * config.shard_rows
+    blocks = Blocks(work.scratch / "blocks", _identity(work))
+    own = (config.block_rows, config.shard_index or 0, config.shard_count)
+    count = rows.count_of(*own)
+    started, before = time.monotonic(), min(count, blocks.finished * config.block_rows)
     size = Size(0, config.n_batch, config.flash_attn)
     with (
         Model(path, config.n_gpu_layers) as model,
         Pool(model, size, config.n_threads, work.stop) as pool,
-        work.progress.task("infer", rows.count, "rows") as task,
+        work.progress.task("infer", count, "rows") as task,
     ):
         longest = _longest(config, model)
         run = Run(
             config, model, pool, Asker(model, prompting, labels, longest, config.max_new_tokens), labels
         )
         task.advance(before)
-        for number, shard in enumerate(rows.shards(config.shard_rows)):
-            if number >= shards.finished:
-                shards.add(shard, answer_shard(run, shard, number * config.shard_rows, task))
+        for place, (number, block) in enumerate(rows.blocks(*own)):
+            if place >= blocks.finished:
+                blocks.add(block, answer_block(run, block, number * config.block_rows, task))
     seconds = time.monotonic() - started
-    shards.join(work.output / "predictions.parquet")
-    shutil.copyfile(data / "labels.json", work.output / "labels.json")
-    facts = _facts(shards, labels, config)
-    write_json(work.output / "run.json", {**facts, "config": _settings(config), **_identity(work)["inputs"]})
-    return {**facts, "rows_per_second": round((rows.count - before) / seconds, 1) if seconds else 0.0}
+    blocks.join(work.output / PREDICTIONS)
+    shutil.copyfile(data / LABELS, work.output / LABELS)
+    facts = {**_same_in_all_shards(labels, config), **tally(blocks.tables())}
+    if config.shard_count == 1:
+        refuse_none_predicted(blocks.tables(), facts)
+    write_json(work.output / RECORD, {**facts, **_identity(work)})
+    return {**facts, "rows_per_second": round((count - before) / seconds, 1) if seconds else 0.0}
 
 
-def answer_shard(run: Run, rows: Sequence[Row], first: int, task: Task) -> list[Answer]:
+def answer_block(run: Run, rows: Sequence[Row], first: int, task: Task) -> list[Answer]:
     """Answer consecutive rows, the first of them number ``first`` of the split."""
     asked = [run.asker.ask(row) for row in rows]
     answers: list[Answer] = [
@@ -172,35 +179,26 @@ def _longest(config: InferConfig, model: Model) -> int:
 
 
 def _settings(config: InferConfig) -> dict[str, Any]:
+    """Return what decides a row's prediction; so not, which rows are this shard's."""
     fields = type(config).model_fields
     without = {
         name for name, field in fields.items() if (field.json_schema_extra or {}) == {"identity": False}
     }
-    return config.model_dump(exclude=without)
+    return config.model_dump(exclude={*without, "shard_count", "shard_index"})
 
 
 def _identity(work: Work[InferConfig]) -> dict[str, Any]:
-    inputs = {f"{role}_content": one.content for role, one in sorted(work.inputs.items())}
-    return {"inputs": inputs, "config": _settings(work.config), "llama_cpp": llama_cpp.__version__}
+    config = work.config
+    made_of = {f"{role}_content": one.content for role, one in sorted(work.inputs.items())}
+    shard = {"shard": {"index": config.shard_index, "count": config.shard_count}}
+    sharded = shard if config.shard_count > 1 else {}
+    return {**made_of, "config": _settings(config), "llama_cpp": llama_cpp.__version__, **sharded}
 
 
-def _facts(shards: Shards, labels: Sequence[str], config: InferConfig) -> Facts:
-    rows, cut_off, reasons = 0, 0, Counter[str]()
-    for table in shards.tables():
-        rows += len(table)
-        cut_off += sum(ended is False for ended in table["ended"].to_pylist())
-        reasons.update(reason.split(":")[0] for reason in table["error"].to_pylist() if reason)
-    errors = sum(reasons.values())
-    if errors == rows:
-        first = next(reason for table in shards.tables() for reason in table["error"].to_pylist())
-        raise BadDataError(f"none of the {rows} rows can be predicted; the first: {first}")
+def _same_in_all_shards(labels: Sequence[str], config: InferConfig) -> Facts:
     return {
         "form": "label" if labels else "text",
         "split": config.split,
-        "rows": rows,
-        "errors": errors,
-        "cut_off": cut_off,
-        "error_reasons": dict(sorted(reasons.items())),
         "labels": len(labels),
         "llama_cpp": llama_cpp.__version__,
     }

@@ -1,10 +1,10 @@
-"""Rows in, predictions out, in shards that survive a kill.
+"""Rows in, predictions out, in blocks that survive a kill.
 
-A shard is the predictions of ``shard_rows`` consecutive rows in a file of its own, written
+A block is the predictions of ``block_rows`` consecutive rows in a file of its own, written
 atomically; then a line in the journal names it with its digest. After a kill the journal's whole
-lines whose files still match are taken as they are, and the first missing shard is computed again.
-A shard depends on its own rows alone, so the joined file has the same bytes however often the work
-was interrupted.
+lines whose files still match are taken as they are, and the first missing block is computed again.
+A block depends on its own rows alone, so the joined file has the same bytes however often the work
+was interrupted, and whichever machines computed its blocks.
 """
 
 from __future__ import annotations
@@ -88,27 +88,34 @@ class Rows:
         if not self.count:
             raise BadDataError(f"{path.name} has no rows")
 
-    def shards(self, size: int) -> Iterator[list[Row]]:
-        """Yield the rows in lists of ``size``, the last one shorter, one list in memory at a time.
+    def blocks(self, size: int, index: int = 0, count: int = 1) -> Iterator[tuple[int, list[Row]]]:
+        """Yield every ``count``-th block of ``size`` rows from block ``index`` on, with its number.
+
+        The last block of all is shorter. One is in memory at a time.
 
         Raises:
             BadDataError: the file is damaged.
         """
         left = self.count
         try:
-            for batch in self._file.iter_batches(size, columns=list(NEEDED)):
-                yield [_row(values) for values in batch.to_pylist()[:left]]
+            for number, batch in enumerate(self._file.iter_batches(size, columns=list(NEEDED))):
+                if number % count == index:
+                    yield number, [_row(values) for values in batch.to_pylist()[:left]]
                 left -= len(batch)
                 if left <= 0:
                     return
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise BadDataError(f"{self._name} is damaged: {_line(error)}; run prepare again") from error
 
+    def count_of(self, size: int, index: int = 0, count: int = 1) -> int:
+        """Return how many rows ``blocks`` yields."""
+        return sum(min(size, self.count - start) for start in range(index * size, self.count, count * size))
 
-class Shards:
-    """The finished shards of one run, in its scratch directory.
 
-    ``identity`` says what the shards were made from; those of anything else are thrown away.
+class Blocks:
+    """The finished blocks of one run, in its scratch directory.
+
+    ``identity`` says what the blocks were made from; those of anything else are thrown away.
     """
 
     def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
@@ -125,11 +132,11 @@ class Shards:
             target.write("".join(f"{line}\n" for line in lines[: self.finished + 1]).encode())
 
     def add(self, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
-        """Save the next shard; it counts once its journal line is on the disk."""
+        """Save the next block; it counts once its journal line is on the disk."""
         path = self._path(self.finished)
         with atomic_write(path) as target:
             pyarrow.parquet.write_table(_table(rows, answers), target)
-        line = json.dumps({"shard": self.finished, "rows": len(rows), "sha256": sha256_file(path)})
+        line = json.dumps({"block": self.finished, "rows": len(rows), "sha256": sha256_file(path)})
         with disk_errors(self._journal), self._journal.open("a") as journal:
             journal.write(line + "\n")
             journal.flush()
@@ -137,15 +144,15 @@ class Shards:
         self.finished += 1
 
     def join(self, target: Path) -> None:
-        """Write all shards as one Parquet file, a row group each."""
+        """Write all blocks as one Parquet file, a row group each."""
         with atomic_write(target) as sink, pyarrow.parquet.ParquetWriter(sink, SCHEMA) as writer:
-            for shard in range(self.finished):
-                writer.write_table(pyarrow.parquet.read_table(self._path(shard), schema=SCHEMA))
+            for block in range(self.finished):
+                writer.write_table(pyarrow.parquet.read_table(self._path(block), schema=SCHEMA))
 
     def tables(self) -> Iterator[Any]:
-        """Yield each finished shard as a table."""
-        for shard in range(self.finished):
-            yield pyarrow.parquet.read_table(self._path(shard), schema=SCHEMA)
+        """Yield each finished block as a table."""
+        for block in range(self.finished):
+            yield pyarrow.parquet.read_table(self._path(block), schema=SCHEMA)
 
     def _lines(self) -> list[str]:
         if not self._journal.exists():
@@ -154,18 +161,18 @@ class Shards:
         return whole.split("\n")
 
     def _intact(self, lines: Sequence[str]) -> int:
-        for shard, line in enumerate(lines):
+        for block, line in enumerate(lines):
             try:
                 entry = json.loads(line)
             except ValueError:
-                return shard
-            path = self._path(shard)
-            if entry.get("shard") != shard or not path.exists() or sha256_file(path) != entry.get("sha256"):
-                return shard
+                return block
+            path = self._path(block)
+            if entry.get("block") != block or not path.exists() or sha256_file(path) != entry.get("sha256"):
+                return block
         return len(lines)
 
-    def _path(self, shard: int) -> Path:
-        return self._directory / f"{shard:06d}.parquet"
+    def _path(self, block: int) -> Path:
+        return self._directory / f"{block:06d}.parquet"
 
 
 def _row(values: Mapping[str, Any]) -> Row:
