@@ -3,18 +3,6 @@
 # shellcheck source=images/base/site.sh
 . /base/site.sh
 
-venv=/opt/venv
-
-# make_environments: one to build in, with pip, and the empty one that images get. Folders of their own
-# for PyTorch and for Tunemill make layers that images share and that change apart.
-make_environments() {
-    python3 -m venv /opt/build
-    /opt/build/bin/pip install --quiet --no-deps --require-hashes --find-links /wheels \
-        --requirement /locks/build.txt
-    python3 -m venv --without-pip "$venv"
-    printf '%s\n' /opt/tunemill /opt/torch >"$(packages_of "$venv")/tunemill.pth"
-}
-
 # install_locked LOCK [PIP OPTION...]: exactly the lock's files, each checked against its hash.
 install_locked() {
     local lock=$1
@@ -28,6 +16,7 @@ install_torch() {
     PIP_EXTRA_INDEX_URL=${TORCH_INDEX:-} install_locked "$1" --target /opt/torch
     rm -rf /opt/torch/torch/{include,test} /opt/torch/torch/bin/{protoc,test_}* /opt/torch/torch/bin/*Test \
         /opt/torch/torch/lib/*test*.so /opt/torch/bin
+    find /opt/torch/torch -depth -type d -name tests -exec rm -rf {} +
     find /opt/torch -name '*.a' -delete
     strip --strip-unneeded /opt/torch/torch/lib/libtorch_*.so
 }
@@ -56,14 +45,11 @@ slim_packages() {
     find "$packages" -depth -type d \( -name tests -o -path '*/pyarrow/include' \) -exec rm -rf {} +
     find "$packages" -name '*.a' -delete
     if [ -d "$packages/pyarrow" ]; then
-        find "$packages/pyarrow" \( -name '*flight*' -o -name '*substrait*' -o -name '*s3*' \) -delete
+        find "$packages/pyarrow" \( -name '*flight*' -o -name '*s3*' \) -delete
     fi
     find "$packages/botocore/data" -mindepth 1 -maxdepth 1 -type d \
         ! -name s3 ! -name sts ! -name 'sso*' ! -name signin -exec rm -rf {} +
     # NumPy's and SciPy's own libraries were rewritten after they were linked, and stripping breaks them.
     find "$packages" -name '*.so*' -type f ! -path '*.libs/*' -exec strip --strip-unneeded {} +
-}
-
-packages_of() {
-    "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+    [ ! -d "$packages/pyarrow" ] || "$venv/bin/python" -c 'import pyarrow.dataset, pyarrow.parquet, pyarrow.csv'
 }

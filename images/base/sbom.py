@@ -2,14 +2,16 @@
 
     sbom.py IMAGE
 
-Runs while an image is built, in the stage that has its environment: /opt/venv with what its .pth names,
-and /dpkg-status, which lists the system packages of the image that will be. cyclonedx-bom describes the
-Python packages; what it cannot see is added here.
+Runs while an image is built, in the stage that has its environment: /opt/venv with PyTorch where its
+.pth names it, /dpkg-status, which lists the system packages of the image that will be, and /tunemill.py,
+which holds the version: a change of the code alone needs no new bill. cyclonedx-bom describes the Python
+packages; what it cannot see is added here.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,17 +26,32 @@ def main(image: str) -> None:
     command = [TOOL, "environment", "--output-reproducible", "--output-format", "JSON", ENVIRONMENT]
     bill = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     python = bill.setdefault("components", [])
-    tunemill = next((part for part in python if part["name"] == "tunemill"), None)
-    if tunemill is None:
-        sys.exit("sbom.py: tunemill is not in the environment")
+    version = version_of(Path("/tunemill.py").read_text("utf-8"))
+    python.append(
+        {
+            "type": "application",
+            "bom-ref": "tunemill",
+            "name": "tunemill",
+            "version": version,
+            "purl": f"pkg:pypi/tunemill@{version}",
+        }
+    )
     bill["metadata"]["component"] = {
         "type": "container",
         "bom-ref": f"image-{image}",
         "name": f"tunemill/{image}",
-        "version": tunemill["version"],
+        "version": version,
     }
     python += system_packages(Path("/dpkg-status").read_text("utf-8"), distribution())
     print(json.dumps(bill, indent=1, sort_keys=True))
+
+
+def version_of(source: str) -> str:
+    """Return the ``__version__`` of Tunemill's sources."""
+    found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    if found is None:
+        sys.exit("sbom.py: /tunemill.py names no version")
+    return found[1]
 
 
 def distribution() -> str:

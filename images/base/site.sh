@@ -5,6 +5,7 @@
 set -euo pipefail
 
 secrets=/run/secrets
+venv=/opt/venv
 [ ! -f "$secrets/pip_conf" ] || export PIP_CONFIG_FILE=$secrets/pip_conf
 [ ! -f "$secrets/ca_bundle" ] || export PIP_CERT=$secrets/ca_bundle SSL_CERT_FILE=$secrets/ca_bundle
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore DEBIAN_FRONTEND=noninteractive
@@ -18,4 +19,18 @@ install_system() {
     apt-get "${sources[@]}" -qq install --yes --no-install-recommends "$@" >/dev/null
     apt-get clean
     rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf/*-old
+}
+
+# make_environments: one to build in, with pip, and the empty one that images get. Folders of their own
+# for PyTorch and for Tunemill make layers that images share and that change apart.
+make_environments() {
+    python3 -m venv /opt/build
+    /opt/build/bin/pip install --quiet --no-deps --require-hashes --find-links /wheels \
+        --requirement /locks/build.txt
+    python3 -m venv --without-pip "$venv"
+    printf '%s\n' /opt/tunemill /opt/torch >"$(packages_of "$venv")/tunemill.pth"
+}
+
+packages_of() {
+    "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 }
