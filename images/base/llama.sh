@@ -28,7 +28,7 @@ if [ "$BACKEND" = cuda ]; then
     options+=(-DGGML_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$CUDA_ARCHITECTURES")
 fi
 cmake -S "$work/source/vendor/llama.cpp" -B "$work/build" "${options[@]}" >"$work/log" || { cat "$work/log"; exit 1; }
-cmake --build "$work/build" --target llama mtmd >"$work/log" 2>&1 || { tail -n 100 "$work/log"; exit 1; }
+cmake --build "$work/build" --target llama >"$work/log" 2>&1 || { tail -n 100 "$work/log"; exit 1; }
 find "$work/build/bin" -name '*.so*' -exec cp --no-dereference {} /opt/llama/lib/ \;
 strip --strip-unneeded /opt/llama/lib/*.so
 
