@@ -29,8 +29,14 @@ STORE ?= s3://tunemill
 STAGE := MAKE_PID=$$PPID compose/run.sh
 PIPELINE := MAKE_PID=$$PPID compose/pipeline.sh
 ON_HOST := compose/host.sh
+else ifeq ($(WHERE),k8s)
+# The store of cluster.yaml; another address for it, as this machine reaches it, is STORE and AWS_ENDPOINT_URL_S3.
+STORE ?= $(or $(shell sed -n 's/^  url: *"\{0,1\}\([^" ]*\).*/\1/p' $(or $(TUNEMILL_CLUSTER),cluster.yaml) 2>/dev/null),s3://tunemill)
+STAGE := $(TUNEMILL) submit
+PIPELINE := $(TUNEMILL) submit pipeline
+NEEDED := $(INSTALLED)
 else
-$(error WHERE=$(WHERE) is not known: local (the default) or compose)
+$(error WHERE=$(WHERE) is not known: local (the default), compose or k8s)
 endif
 
 # SET="learning_rate=1e-4 seed=7" becomes one --set for each word.
@@ -56,7 +62,7 @@ demo: $(NEEDED) ## Make, fine-tune, quantize and judge a tiny model, from nothin
 doctor: ## Say what is missing on this machine and how to get it
 	@PYTHONPATH=tools $(if $(wildcard $(TUNEMILL)),$(BIN)/python,$(PYTHON)) -m tunemill.doctor
 
-##@ Stages (WHERE=local or compose; MODEL, TASK, RUN, QUANT, STORE, SET)
+##@ Stages (WHERE=local, compose or k8s; MODEL, TASK, RUN, QUANT, STORE, SET)
 pipeline: $(NEEDED) ## Run all stages in order, reusing what exists
 	$(PIPELINE) $(RECIPE) --quant $(QUANT) $(ARGS)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
+import yaml
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
@@ -36,6 +37,9 @@ RIGHT = re.compile(
     r'in API group "(?P<group>[^"]*)"'
     r'(?: in the namespace "(?P<namespace>[^"]+)")?'
 )
+
+UNREADABLE = (ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError)
+"""What the client raises for a kubeconfig that is none."""
 
 Json = dict[str, Any]
 log = logging.getLogger("tunemill")
@@ -210,7 +214,7 @@ def connect(context: str | None, namespace: str | None) -> Api:
     try:
         load_kube_config(kubeconfig(), context, configuration, persist_config=False)
         own = _namespace_of(context)
-    except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+    except UNREADABLE as error:
         raise ConfigurationError(_no_cluster(context, error)) from error
     return Api(configuration, namespace or own, configuration.host)
 
@@ -230,7 +234,7 @@ def current_context() -> str | None:
 
     try:
         _, active = list_kube_config_contexts(kubeconfig())
-    except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+    except UNREADABLE as error:
         raise ConfigurationError(_no_cluster(None, error)) from error
     return str(active["name"]) if active else None
 

@@ -56,7 +56,7 @@ class Cluster(_Part):
     overlay: str = "k8s/base"
     components: list[str] = Field(default_factory=list)
     registry: str = "tunemill"
-    images: dict[str, str] = Field(default_factory=dict)
+    images: dict[str, str | None] = Field(default_factory=dict)
     queue: str | None = None
     priority_class: str | None = Field(None, alias="priorityClass")
     node_selector: dict[str, str] = Field(default_factory=dict, alias="nodeSelector")
@@ -75,7 +75,7 @@ class Cluster(_Part):
         Raises:
             ConfigurationError: the file gives no digest for it.
         """
-        given = self.images.get(name, "")
+        given = self.images.get(name) or ""
         digest = DIGEST.search(given)
         repository = f"{self.registry}/{name.removesuffix('-cuda')}"
         if not digest:
