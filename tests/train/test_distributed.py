@@ -164,11 +164,29 @@ def test_killed_then_stopped_it_goes_on_from_the_newest_checkpoint(lab: Lab, alo
     assert "going on from step" in said
     stopped_after = lab.checkpoint()
     assert stopped_after > reached
-    second = lab.start(launcher)
+    second = lab.start(())  # what two left, one goes on from
     out, said = second.communicate(timeout=100)
     assert second.returncode == 0, said
     assert json.loads(out)["facts"]["resumed_from_step"] == stopped_after
-    same_training(lab.adapter("two"), alone)
+    same_training(lab.adapter("two then one"), alone)
+
+
+DIFFERENT = """
+import os, sys
+from tunemill import cli
+cli.main([*sys.argv[1:], "--set", "seed=" + os.environ["RANK"]])
+"""
+
+
+def test_processes_with_different_settings_do_not_train_together(lab: Lab) -> None:
+    (lab.root / "different.py").write_text(DIFFERENT)
+    command = lab.command(("tunemill.train.launch", "--nproc-per-node=2"))
+    program = [word if word != "tunemill.cli" else str(lab.root / "different.py") for word in command]
+    environment = {**os.environ, "TUNEMILL_CACHE": str(lab.root / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the 2 processes of train were started with different settings or versions" in done.stderr
+    assert lab.store.names() == ["base/micro", "micro-colors/data"]
 
 
 PROGRAM = """

@@ -15,6 +15,8 @@ from typing import Any
 
 from tunemill.errors import Interrupted, Stopped, TransientError
 
+SAVING_SECONDS = 3600  # after a signal torchrun kills in 30; who sent it knows how long saving may take
+
 log = logging.getLogger("tunemill")
 
 
@@ -46,6 +48,8 @@ def _torchrun(arguments: Sequence[str]) -> None:
     untyped: Any = torchrun
     parser = untyped.get_args_parser()
     parser.allow_abbrev = False  # else the command's own --run is taken for torchrun's --run-path
+    if parser.get_default("shutdown_timeout") is None:
+        parser.set_defaults(shutdown_timeout=SAVING_SECONDS)
     untyped.run(parser.parse_args(list(arguments)))
 
 
