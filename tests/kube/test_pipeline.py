@@ -67,6 +67,41 @@ def test_the_first_failure_ends_it_with_its_code(cluster: Cluster, run: Run) -> 
     assert "failed with exit code 65" in stderr
 
 
+class TestShards:
+    INFER = ("submit", "infer", "--model", "tiny", "--task", "stdlib", "--set", "quant=F16")
+
+    def test_each_pod_takes_its_own_and_a_job_joins_them(self, cluster: Cluster, run: Run) -> None:
+        playing(cluster)
+        code, stdout, stderr = run(*self.INFER, "--shards", "3")
+        assert code == 0, stderr
+        assert stdout == f"lab/join@sha256:{'c' * 64}\n"
+        scattered, join = (cluster.get("jobs", name) for name in cluster.names("jobs"))
+        assert scattered
+        assert join
+        spec = scattered["spec"]
+        assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
+        container = spec["template"]["spec"]["containers"][0]
+        assert container["args"][-1] == "shard_index=$(JOB_COMPLETION_INDEX)"
+        for job in (scattered, join):
+            container = job["spec"]["template"]["spec"]["containers"][0]
+            assert {"name": "SHARDS", "value": "3"} in container["env"]
+            assert "shard_count=$(SHARDS)" in container["args"]
+            assert container["args"][0] == "infer"
+
+    def test_the_component_alone_decides_their_number(
+        self, cluster: Cluster, run: Run, settings: Callable[..., Path]
+    ) -> None:
+        settings(components=["shards"], store=None)
+        playing(cluster)
+        assert run(*self.INFER)[0] == 0
+        assert [name.split("-")[0] for name in cluster.names("jobs")] == ["infer", "join"]
+
+    def test_other_stages_have_none(self, run: Run) -> None:
+        code, _, stderr = run("submit", "train", "--model", "tiny", "--task", "stdlib", "--shards", "2")
+        assert code == 2
+        assert "--shards is for infer" in stderr
+
+
 def submitted_driver(cluster: Cluster, run: Run) -> tuple[Json, list[Json]]:
     code, stdout, stderr = run(*PIPELINE, "--in-cluster", "--detach")
     assert code == 0, stderr

@@ -73,6 +73,12 @@ class Place:
     help="Memory of the pod, such as 32Gi.  [default: by the stage and its inputs]",
 )
 @click.option(
+    "--shards",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="For infer: pods that share the rows, joined at the end.",
+)
+@click.option(
     "--store",
     "store_url",
     metavar="URL",
@@ -95,6 +101,7 @@ def submit(
     quants: Sequence[str],
     gpus: int | None,
     memory: str | None,
+    shards: int | None,
     store_url: str | None,
     cluster_file: str | None,
     driver: str | None,
@@ -118,9 +125,9 @@ def submit(
     if driver:
         return _drive(Path(driver))
     flags = Flags(detach, dry_run, as_json, in_cluster)
-    _check_usage(stage, inputs, quants, flags)
+    _check_usage(stage, inputs, quants, shards, flags)
     given = Choice(file=recipe_file, **choice)
-    wish = Wish(stage, given, resolve(given, known_keys()), _inputs(inputs), gpus, memory)
+    wish = Wish(stage, given, resolve(given, known_keys()), _inputs(inputs), gpus, memory, shards)
     wishes = list(_stages_of(wish, quants)) if stage == PIPELINE else [wish]
     for one in wishes:
         _configure(one)  # what is wrong with the last stage is said now
@@ -131,7 +138,11 @@ def submit(
     return _submit_all(place, wishes, flags)
 
 
-def _check_usage(stage: str, inputs: Sequence[str], quants: Sequence[str], flags: Flags) -> None:
+def _check_usage(
+    stage: str, inputs: Sequence[str], quants: Sequence[str], shards: int | None, flags: Flags
+) -> None:
+    if shards and stage not in ("infer", PIPELINE):
+        raise UsageError(f"--shards is for infer, whose rows can be shared; {stage} runs in one pod")
     if stage == PIPELINE:
         if inputs:
             raise UsageError(
@@ -163,7 +174,8 @@ def _stages_of(wish: Wish, quants: Sequence[str]) -> Iterator[Wish]:
 
     for step in lay_out(wish.recipe, split_quants(quants or ("Q4_K_M",))):
         choice = wish.choice if step.quant is None else _with_quant(wish.choice, step.quant)
-        yield replace(wish, stage=step.stage, choice=choice, recipe=step.recipe)
+        shards = wish.shards if step.stage == "infer" else None
+        yield replace(wish, stage=step.stage, choice=choice, recipe=step.recipe, shards=shards)
 
 
 def _with_quant(choice: Choice, quant: str) -> Choice:
@@ -172,38 +184,50 @@ def _with_quant(choice: Choice, quant: str) -> Choice:
 
 def _submit_all(place: Place, wishes: Sequence[Wish], flags: Flags) -> int:
     """Submit one stage after the other; stop at the first that fails."""
-    records = []
-    api: Api | None = None
+    records: list[dict[str, Any]] = []
     for wish in wishes:
-        prepared = _prepare(place, wish)
-        if prepared.existing is not None:
-            _say(f"{wish.stage}: reusing {prepared.existing.reference}")
-            records.append(_record(prepared, 0, prepared.existing.reference, reused=True))
-            continue
-        if prepared.missing and len(wishes) == 1:
-            raise UsageError("; ".join(prepared.missing))
-        api = api or _connect(place.cluster)
-        if flags.dry_run:
-            _dry_run(api, place.cluster, prepared)
-            records.append(_record(prepared, 0, prepared.request.output, reused=False))
-            continue
-        code, reference = _submit_one(api, place.cluster, prepared, flags)
-        records.append(_record(prepared, code, reference, reused=False))
-        if code or flags.detach:
-            _print(records, flags)
-            return code
+        for step in _shared_out(place, wish):
+            record = _submit_step(place, step, flags, alone=len(wishes) == 1)
+            records.append(record)
+            if record["exit_code"] or (flags.detach and record["job"]):
+                if step.shards and not step.joins and not record["exit_code"]:
+                    _say("once it has ended, the same command joins the shards")
+                _print(records, flags)
+                return int(record["exit_code"])
+            if record["reused"]:
+                break  # what exists undivided need not be joined
     _print(records, flags)
     return 0
+
+
+def _submit_step(place: Place, wish: Wish, flags: Flags, alone: bool) -> dict[str, Any]:
+    """Submit one Job unless its output exists, and return what came of it.
+
+    Raises:
+        UsageError: an input is missing that no earlier stage makes.
+    """
+    prepared = _prepare(place, wish)
+    if prepared.existing is not None:
+        _say(f"{wish.component}: reusing {prepared.existing.reference}")
+        return _record(prepared, 0, prepared.existing.reference, reused=True)
+    if prepared.missing and alone and not (flags.dry_run and wish.joins):
+        raise UsageError("; ".join(prepared.missing))
+    api = _connect(place.cluster)
+    if flags.dry_run:
+        _dry_run(api, place.cluster, prepared)
+        return _record(prepared, 0, prepared.request.output, reused=False)
+    code, reference = _submit_one(api, place.cluster, prepared, flags)
+    return _record(prepared, code, reference, reused=False)
 
 
 def _submit_one(api: Api, cluster: Cluster, prepared: Prepared, flags: Flags) -> tuple[int, str]:
     """Return the exit code and the output's reference; detached, zero and the Job's name."""
     from tunemill.kube.submit import keep_files, submit
 
-    submitted = submit(api, prepared.job, cluster, _objects(cluster, 0))
+    submitted = submit(api, prepared.job, cluster, _objects(cluster))
     if prepared.files:
         keep_files(api, submitted, submitted.name, prepared.files)
-    _say(f"{prepared.wish.stage}: {'following' if submitted.found else 'submitted'} {submitted.name}")
+    _say(f"{prepared.wish.component}: {'following' if submitted.found else 'submitted'} {submitted.name}")
     if flags.detach:
         return 0, submitted.name
     return follow_to_the_end(api, submitted.name, cluster)
@@ -233,7 +257,7 @@ def _submit_driver(place: Place, wishes: Sequence[Wish], flags: Flags) -> int:
     from tunemill.kube.render import pick
     from tunemill.kube.submit import keep_files, sealed, submit
 
-    first = [_prepare(place, wish) for wish in wishes]
+    first = [_prepare(place, step) for wish in wishes for step in _shared_out(place, wish)]
     todo = [prepared.wish for prepared in first if prepared.existing is None]
     for prepared in first:
         if prepared.existing:
@@ -248,7 +272,7 @@ def _submit_driver(place: Place, wishes: Sequence[Wish], flags: Flags) -> int:
     api = _connect(place.cluster)
     for prepared in steps:
         _check(api, place.cluster, prepared)
-    base = _objects(place.cluster, 0)
+    base = _objects(place.cluster)
     deadline = sum(prepared.job["spec"].get("activeDeadlineSeconds", WEEK) for prepared in steps)
     job = driver_job(pick(base, "fetch"), last.request, key, deadline, place.cluster)
     if flags.dry_run:
@@ -287,20 +311,40 @@ def _prepare(place: Place, wish: Wish, salt: str = "") -> Prepared:
     from tunemill.kube.request import prepare
     from tunemill.kube.resources import gpus_for
 
-    gpus = gpus_for(wish.stage, wish.gpus, place.cluster)
-    return prepare(wish, _objects(place.cluster, gpus), place.cluster, place.store, salt)
+    gpus = gpus_for(wish.component, wish.gpus, place.cluster)
+    extra = (*(["gpu"] if gpus else []), *(["shards"] if wish.shards else []))
+    return prepare(wish, _objects(place.cluster, *extra), place.cluster, place.store, salt)
 
 
-_BUILT: dict[tuple[Path, int], list[Json]] = {}
+def _shared_out(place: Place, wish: Wish) -> list[Wish]:
+    """Return the Jobs of a wish in their order: infer in shards is followed by the Job that joins them."""
+    from tunemill.kube.render import pick
+
+    if wish.stage != "infer":
+        return [wish]
+    tree = pick(_objects(place.cluster), "infer")["spec"]  # cluster.yaml may name the component
+    shards = wish.shards or (tree.get("completions") if tree.get("completionMode") == "Indexed" else None)
+    if shards is None:
+        return [wish]
+    from tunemill.recipe import Setting
+
+    divided = replace(wish.recipe, settings={**wish.recipe.settings, "shard_count": Setting(shards, "flag")})
+    join = replace(wish, shards=shards, joins=True, recipe=divided, gpus=0, memory=None)
+    joined = _prepare(place, join)
+    all_there = place.store is not None and not joined.missing
+    return [join] if joined.existing or all_there else [replace(wish, shards=shards), join]
 
 
-def _objects(cluster: Cluster, gpus: int) -> list[Json]:
-    """Build the tree once for all stages; whether there are GPUs decides on a component."""
+_BUILT: dict[tuple[Path, tuple[str, ...]], list[Json]] = {}
+
+
+def _objects(cluster: Cluster, *extra: str) -> list[Json]:
+    """Build the tree once for all stages that take the same further components."""
     from tunemill.kube.render import kustomize
 
-    key = (cluster.directory / cluster.overlay, min(gpus, 1))
+    key = (cluster.directory / cluster.overlay, extra)
     if key not in _BUILT:
-        _BUILT[key] = kustomize(cluster, gpus)
+        _BUILT[key] = kustomize(cluster, extra)
     return _BUILT[key]
 
 

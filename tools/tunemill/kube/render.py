@@ -53,10 +53,11 @@ class Request:
     """Size of /work, as above."""
     files: tuple[str, ...] = ()
     """Names of files that the pod finds under ``FILES``, from a ConfigMap of the Job's name."""
+    shards: int | None = None
 
 
-def kustomize(cluster: Cluster, gpus: int) -> list[Json]:
-    """Return every object of the cluster's overlay with its components.
+def kustomize(cluster: Cluster, extra: Sequence[str] = ()) -> list[Json]:
+    """Return every object of the cluster's overlay with its components, and with ``extra`` ones.
 
     Raises:
         ConfigurationError: kubectl is missing, or the tree does not build.
@@ -65,8 +66,8 @@ def kustomize(cluster: Cluster, gpus: int) -> list[Json]:
     if not (overlay / "kustomization.yaml").is_file():
         raise ConfigurationError(f"overlay: {overlay} has no kustomization.yaml")
     wanted = list(cluster.components)
-    if gpus and "gpu" not in (Path(name).name for name in [*wanted, *_components_of(overlay)]):
-        wanted += ["gpu"] if _find_component(cluster, overlay, "gpu") else []
+    present = {Path(name).name for name in [*wanted, *_components_of(overlay)]}
+    wanted += [name for name in extra if name not in present and not _is_optional(cluster, overlay, name)]
     components = [_component(cluster, overlay, name) for name in wanted]
     with tempfile.TemporaryDirectory(prefix="tunemill-") as scratch:
         root = Path(scratch).resolve()
@@ -115,6 +116,10 @@ def fill(template: Json, request: Request, cluster: Cluster) -> Json:
     container["image"] = request.image
     container["args"] = [*request.arguments, *(container.get("args") or [])[1:]]  # a component may add to it
     _set_environment(container, {"TUNEMILL_IMAGE": request.image, **_store_environment(cluster)})
+    if request.shards:
+        _set_environment(container, {"SHARDS": str(request.shards)})
+        if job["spec"].get("completionMode") == "Indexed":
+            job["spec"] |= {"completions": request.shards, "parallelism": request.shards}
     _set_resources(container, request, cluster)
     _place(pod["spec"], cluster)
     _set_volumes(pod["spec"], request, cluster)
@@ -219,6 +224,11 @@ def _set_volumes(spec: Json, request: Request, cluster: Cluster) -> None:
             volume["persistentVolumeClaim"] = {"claimName": cluster.cache_volume}
         elif request.work and "emptyDir" in volume:
             volume["emptyDir"] = {**(volume["emptyDir"] or {}), "sizeLimit": request.work}
+
+
+def _is_optional(cluster: Cluster, overlay: Path, name: str) -> bool:
+    """An overlay of one's own may have no component for GPUs; their number is filled in all the same."""
+    return name == "gpu" and _find_component(cluster, overlay, name) is None
 
 
 def _component(cluster: Cluster, overlay: Path, name: str) -> Path:

@@ -41,6 +41,15 @@ class Wish:
     """Roles to references."""
     gpus: int | None = None
     memory: str | None = None
+    shards: int | None = None
+    """Pods that share the rows of infer."""
+    joins: bool = False
+    """Of sharded infer: the Job that joins what the shards predicted."""
+
+    @property
+    def component(self) -> str:
+        """The Job of the tree that it runs as."""
+        return "join" if self.joins else self.stage
 
 
 @dataclass(frozen=True)
@@ -94,14 +103,16 @@ def prepare(
     config = wish.recipe.configure(load_stage(wish.stage))
     output = wish.recipe.format(load_stage(wish.stage).output, config)
     key = planned.key if planned and planned.key and not salt else None
-    key = key or request_key(wish.stage, resolved(config), [*words, *files.values()], salt)
+    key = key or request_key(wish.component, resolved(config), [*words, *files.values()], salt)
+    if wish.shards:
+        key = request_key(wish.component, {"shards": wish.shards}, [key])
     run = wish.recipe.names.get("run") or wish.recipe.names.get("model") or output
-    gpus = gpus_for(wish.stage, wish.gpus, cluster)
-    template = pick(objects, wish.stage)
+    gpus = gpus_for(wish.component, wish.gpus, cluster)
+    template = pick(objects, wish.component)
     sizes = {role: artifact.size for role, artifact in planned.inputs.items()} if planned else {}
     request = Request(
         stage=wish.stage,
-        name=job_name(wish.stage, run, key),
+        name=job_name(wish.component, run, key),
         run=run,
         arguments=tuple(words),
         image=cluster.image(image_name(IMAGES[wish.stage], gpus)),
@@ -111,6 +122,7 @@ def prepare(
         memory=_memory(wish, template, sizes, resolved(config), gpus),
         work=at_least(work_for(sizes), _work_size(template)),
         files=tuple(files),
+        shards=wish.shards,
     )
     existing = planned.existing if planned and not load_stage(wish.stage).binds_host else None
     missing = tuple(planned.missing.values()) if planned else ()
