@@ -237,6 +237,24 @@ def test_nodes_meet_at_the_first_one(case: str) -> None:
     assert container["args"] == ["train"]
 
 
+def test_torchrun_understands_the_command() -> None:
+    torchrun = pytest.importorskip("torch.distributed.run")
+    spec = dict(job_specs(render("component-multinode")))["train"]
+    (container,) = spec["template"]["spec"]["containers"]
+    values = {"NODES": "2", "PROCESSES": "4", "JOB": "train-x", "NAMESPACE": "lab", "ADDRESS": "10.0.0.7"}
+    values["CLUSTER_DOMAIN"] = "cluster.local"
+    words = [*container["command"][3:], *container["args"], "--run", "x"]
+    filled = [re.sub(r"\$\((\w+)\)", lambda match: values[match[1]], word) for word in words]
+    parser = torchrun.get_args_parser()
+    parser.allow_abbrev = False  # as tunemill.train.launch has it
+    config, _, arguments = torchrun.config_from_args(parser.parse_args(filled))
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (2, 2, 4)
+    assert config.rdzv_endpoint == "train-x-0.tunemill-train.lab.svc.cluster.local:29500"
+    assert (config.rdzv_backend, config.run_id, config.max_restarts) == ("c10d", "train-x", 3)
+    assert {"read_timeout": "600", "join_timeout": "3600"}.items() <= config.rdzv_configs.items()
+    assert arguments[-5:] == ["-m", "tunemill.cli", "train", "--run", "x"]
+
+
 def test_nodes_of_a_job_are_found_by_name_before_they_are_ready() -> None:
     objects = render("component-multinode")
     service = of_kind(objects, "Service")["tunemill-train"]["spec"]
