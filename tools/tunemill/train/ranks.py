@@ -11,6 +11,7 @@ action key depends on how many there are, and a checkpoint of four is gone on fr
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def lost_processes() -> Iterator[None]:
         if not any(word in str(error) for word in LOST):
             raise
         raise TransientError(
-            f"another process of the training is gone ({_first_line(error)}): its own message says why; "
+            f"another process of the training is gone ({_reason(error)}): its own message says why; "
             "run all of them again to go on from the last checkpoint"
         ) from error
 
@@ -139,6 +140,11 @@ def share_step(batch: int, accumulated: int, size: int) -> Share:
     own = step // size
     largest = max(rows for rows in range(1, min(batch, own) + 1) if own % rows == 0)
     return Share(largest, own // largest, step)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first sentence of an error, without the place in torch's sources before it."""
+    return re.sub(r"^\[\S*\] *", "", _first_line(error)).partition(". ")[0]
 
 
 def _first_line(error: BaseException) -> str:
