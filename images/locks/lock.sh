@@ -46,7 +46,7 @@ merge merge
 convert convert -hf-xet -typer -rich -pygments -markdown-it-py -mdurl -shellingham
 quantize quantize
 infer infer evaluate
-store
+store kube
 IMAGES
 
 # What builds the package and llama.cpp; none of it reaches an image.
