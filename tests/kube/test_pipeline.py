@@ -140,6 +140,16 @@ def test_submitting_a_running_driver_again_follows_it(cluster: Cluster, run: Run
     assert [step["metadata"]["name"] for step in same_steps] == [step["metadata"]["name"] for step in steps]
 
 
+def test_the_files_of_a_deleted_driver_are_waited_for(cluster: Cluster, run: Run) -> None:
+    job, before = submitted_driver(cluster, run)
+    name = job["metadata"]["name"]
+    cluster.end_job(name, "Failed", "BackoffLimitExceeded", "", announced=False)
+    threading.Timer(3, cluster.remove, ("configmaps", name)).start()  # as the collector does, some time later
+    again, steps = submitted_driver(cluster, run)
+    assert again["metadata"]["uid"] != job["metadata"]["uid"]
+    assert steps[0]["metadata"]["name"] != before[0]["metadata"]["name"]
+
+
 class TestDriving:
     """What the driver's pod runs, with no right that its Role does not give."""
 

@@ -445,6 +445,22 @@ class TestWhyItWaits:
         assert re.search(line, last), last
         assert last.endswith(f"tunemill cancel {name}")
 
+    def test_a_secret_that_came_late_is_no_reason_any_more(self, cluster: Cluster, run: Run) -> None:
+        def play(job: Json) -> None:
+            unmounted(cluster, job)
+            (name,) = cluster.names("pods")
+            pod = cluster.get("pods", name)
+            assert pod
+            cluster.event(pod, "Pulling", "Pulling image", "Normal")
+            time.sleep(1.5)
+            cluster.remove("pods", name)
+            finish(cluster, job, REFERENCE)
+
+        playing(cluster, play)
+        code, _, stderr = run("submit", "train", *TINY)
+        assert code == 0, stderr
+        assert "Pulling: Pulling image" in stderr
+
     def test_a_suspended_queue_is_quoted(self, cluster: Cluster, run: Run, settings: Settings) -> None:
         cluster.kueue = True
         cluster.put("localqueues", {"metadata": {"name": "gpu"}})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tunemill import options
-from tunemill.errors import Interrupted, UsageError
+from tunemill.errors import DeniedError, Interrupted, TransientError, UsageError
 from tunemill.progress import Progress
 from tunemill.signals import SignalReceived, Signals
 from tunemill.stages import LISTED
@@ -245,6 +245,8 @@ def follow_to_the_end(api: Api, name: str, cluster: Cluster, logs: bool = True) 
         followed = follow(api, name, cluster.gpu.resource if cluster.gpu else "nvidia.com/gpu", logs)
     except SignalReceived:
         raise Interrupted(f"detached; {name} goes on: tunemill logs -f {name}") from None
+    except (TransientError, DeniedError) as error:
+        raise type(error)(f"{error}; {name} goes on: tunemill logs -f {name}") from error
     if followed.result.code:
         click.echo(f"tunemill: {followed.result.line} (its log: tunemill logs {name})", err=True)
     return followed.result.code, followed.reference

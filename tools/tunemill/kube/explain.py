@@ -22,6 +22,8 @@ BAD_IMAGE = {
 }
 SURELY_BAD = {"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 """ErrImagePull alone may be one lost connection."""
+STARTING = {"Pulling", "Pulled", "Created", "Started"}
+ON_NODE = {"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", *STARTING}
 BAD_CONTAINER = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"}
 # "0/5 nodes are available: 3 Insufficient nvidia.com/gpu, 2 node(s) had … preemption: …"
 PREEMPTION = re.compile(r"\s*(no new claims to deallocate,)?\s*preemption:.*", re.DOTALL)
@@ -137,15 +139,19 @@ def _pending(pod: Json, seen: Seen) -> Why | None:
     mine = [
         event for event in seen.events if event["involvedObject"].get("uid") == pod["metadata"].get("uid")
     ]
-    mount = _last(mine, "FailedMount") or _last(mine, "FailedAttachVolume")
-    if mount:
-        message = _line(mount.get("message", ""))
-        return Why(
-            f"a volume cannot be mounted: {message}",
-            hopeless=bool(re.search(r"(secret|configmap) .*not found", message)),
-        )
-    sandbox = _last(mine, "FailedCreatePodSandBox")
-    return Why(f"the node cannot start its pod: {_line(sandbox.get('message', ''))}") if sandbox else None
+    return _on_its_node(mine)
+
+
+def _on_its_node(events: Sequence[Json]) -> Why | None:
+    """Return what keeps a pod from starting on its node, unless it has got further since."""
+    last = next((event for event in reversed(events) if event.get("reason") in ON_NODE), None)
+    message = _line(last.get("message", "")) if last else ""
+    if last is None or last["reason"] in STARTING:
+        return None
+    if last["reason"] == "FailedCreatePodSandBox":
+        return Why(f"the node cannot start its pod: {message}")
+    absent = re.search(r"(secret|configmap) .*not found", message)
+    return Why(f"a volume cannot be mounted: {message}", hopeless=bool(absent))
 
 
 def _unscheduled(pod: Json, scheduled: Json, seen: Seen) -> Why:

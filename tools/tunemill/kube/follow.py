@@ -52,10 +52,12 @@ class _State:
     reading: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
     told: set[tuple[str, str]] = field(default_factory=set)
+    early: dict[str, list[Json]] = field(default_factory=dict)
+    """Events of pods that have not been seen yet: each watch has its own pace."""
     reference: str = ""
     gone: bool = False
-    why: Why | None = None
-    since: float = 0.0
+    said: set[str] = field(default_factory=set)
+    hopeless_since: float | None = None
     ended: float | None = None
 
 
@@ -143,10 +145,15 @@ class _Following:
         was_failed = before is not None and before.get("status", {}).get("phase") == "Failed"
         if pod.get("status", {}).get("phase") == "Failed" and not was_failed:
             say("%s %s", name, stopped_pod(pod))
+        for event in self._state.early.pop(pod["metadata"]["uid"], []):
+            self._take_event(event)
 
     def _take_event(self, event: Json) -> None:
         mine = {self._uid, *(pod["metadata"]["uid"] for pod in self._state.pods.values())}
-        if event["involvedObject"].get("uid") not in mine:
+        involved = event["involvedObject"]
+        if involved.get("uid") not in mine:
+            if str(involved.get("name", "")).startswith(f"{self._name}-"):
+                self._state.early.setdefault(str(involved.get("uid")), []).append(event)
             return
         self._state.events.append(event)
         message = " ".join(str(event.get("message", "")).split())
@@ -194,12 +201,17 @@ class _Following:
     def _say_why(self) -> None:
         state = self._state
         why = None if any(started(pod) == "running" for pod in state.pods.values()) else self._explain()
+        if why is None:
+            state.hopeless_since = None
+            return
+        if why.line not in state.said:  # an image that is tried again and again alternates between two
+            state.said.add(why.line)
+            say("waiting: %s", why.line)
+        if not why.hopeless:
+            return
         now = time.monotonic()
-        if why != state.why:
-            state.why, state.since = why, now
-            if why:
-                say("waiting: %s", why.line)
-        elif why and why.hopeless and now - state.since > HOPELESS_SECONDS:
+        state.hopeless_since = state.hopeless_since or now
+        if now - state.hopeless_since > HOPELESS_SECONDS:
             raise ConfigurationError(
                 f"{why.line}; it starts once that is put right, or: tunemill cancel {self._name}"
             )

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from queue import Queue
 from typing import Any
 
@@ -20,6 +21,9 @@ from tunemill.kube.render import CONTAINER
 from tunemill.kube.watching import PAUSE, Failed
 
 TRIES_AT_END = 20
+STAMP = re.compile(
+    r"(?P<second>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(?P<fraction>\d+))?(?P<zone>Z|[+-]\d\d:\d\d)"
+)
 REFERENCE = re.compile(r"[a-z0-9][a-z0-9._/-]*@sha256:[0-9a-f]{64}")
 """The last line of a stage's stdout."""
 
@@ -43,27 +47,33 @@ class Place:
     """Where in a log reading has got to."""
 
     def __init__(self) -> None:
-        self.stamp = ""
+        self._at = ("", "")
+        """Second in UTC, and its fraction, of the last line."""
         self._seen = 0
-        """Lines of exactly that stamp."""
+        """Lines of exactly that moment."""
         self._skip = 0
+        self._known = False
+        """What comes may have been there before."""
 
     def resume(self) -> dict[str, str]:
         """Return the query that goes on from here; its first lines may be known."""
-        self._skip = self._seen
-        return {"sinceTime": f"{self.stamp[:19]}Z"} if self.stamp else {}
+        self._skip, self._known = self._seen, bool(self._at[0])
+        return {"sinceTime": f"{self._at[0]}Z"} if self._known else {}
 
     def take(self, raw: str) -> str | None:
         """Return the text of a raw line, or None when it was there before."""
         stamp, _, text = raw.partition(" ")
-        order, known = _order(stamp), _order(self.stamp)
-        if self.stamp and order < known:
+        at = _moment(stamp)
+        if at is None:
+            return raw
+        if self._known and at < self._at:
             return None
-        if order == known and self._skip:
+        if self._known and at == self._at and self._skip:
             self._skip -= 1
             return None
-        self._seen = self._seen + 1 if order == known else 1
-        self.stamp, self._skip = stamp, 0
+        self._known = False
+        self._seen = self._seen + 1 if at == self._at else 1
+        self._at = at
         return text
 
 
@@ -140,7 +150,10 @@ def stage_state(pod: Json) -> Json:
     return {}
 
 
-def _order(stamp: str) -> tuple[str, str]:
-    """Return what orders RFC 3339 stamps in UTC: their fractions have no fixed length."""
-    whole, _, fraction = stamp.rstrip("Z").partition(".")
-    return whole, fraction.rstrip("0")
+def _moment(stamp: str) -> tuple[str, str] | None:
+    """Return second (UTC) and fraction of an RFC 3339 stamp, which orders them; nodes have time zones."""
+    found = STAMP.fullmatch(stamp)
+    if found is None:
+        return None
+    second = datetime.fromisoformat(found["second"] + found["zone"].replace("Z", "+00:00")).astimezone(UTC)
+    return f"{second:%Y-%m-%dT%H:%M:%S}", (found["fraction"] or "").rstrip("0")

@@ -86,10 +86,26 @@ def keep_files(api: Api, owner: Submitted, name: str, files: Mapping[str, str]) 
         "immutable": True,
         "data": dict(files),
     }
+    path = api.path("v1", "configmaps")
+    deadline = time.monotonic() + GONE_SECONDS
+    while True:
+        try:
+            api.create(path, body)
+            return
+        except Exists:
+            if _owner(api, f"{path}/{name}") == owner.uid:
+                return
+        if time.monotonic() > deadline:
+            raise ConfigurationError(f"a ConfigMap '{name}' of somebody else is in the way: delete it")
+        time.sleep(0.5)  # of a Job of that name that was just deleted: the cluster collects it soon
+
+
+def _owner(api: Api, path: str) -> str | None:
     try:
-        api.create(api.path("v1", "configmaps"), body)
-    except Exists:
-        log.debug("the files of %s are there already", name)
+        owners = api.get(path)["metadata"].get("ownerReferences") or [{}]
+    except NotFound:
+        return None
+    return str(owners[0].get("uid"))
 
 
 def owner_reference(name: str, uid: str) -> Json:
