@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 
 from tunemill import __version__
 
-LONGEST = 63  # characters of a label's value, which a Job's name becomes on its pods
+# A pod of an Indexed Job is called <job>-<index>, and that must be a DNS label of at most 63 characters.
+LONGEST = 63 - len("-99999")
 DIGITS = 10
 
 
