@@ -13,7 +13,7 @@ from .conftest import Lab, run
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(3600)]
 
-KILLS = 8
+KILLS = 6
 WORDS = (
     *("--model", "tiny", "--task", "stdlib", "--run", "killed", "--store", "s3://tunemill"),
     *("--set", "num_hidden_layers=1", "--set", "pretrain_epochs=0.05", "--set", "max_steps=6"),
@@ -55,8 +55,10 @@ def wait_for_a_container(lab: Lab, process: subprocess.Popen[str]) -> None:
 
 def test_the_server_goes_away_in_mid_transfer_and_comes_back(lab: Lab) -> None:
     (lab.files / "large").mkdir()
-    content = random.Random(1).randbytes(300 << 20)
-    (lab.files / "large/weights.bin").write_bytes(content)
+    chance = random.Random(1)
+    with (lab.files / "large/texts.txt").open("wb") as output:
+        for _ in range(300):
+            output.write(chance.randbytes(1 << 20))
     push = lab.start("run.sh", "store", "push", "/files/large", "faults/large", "--kind", "base")
     wait_for_a_container(lab, push)
     time.sleep(4)

@@ -61,7 +61,13 @@ def test_the_lineage_names_every_image(lineage: dict[str, object]) -> None:
 
 def test_the_labels_equal_those_without_containers(finished: Lab, tmp_path: Path) -> None:
     """From the same base and data, since the texts are those of the Python that runs."""
-    inputs = {"train": ("base", "data"), "merge": ("base",), "infer": ("data",), "evaluate": ("data",)}
+    inputs = {
+        "train": ("base", "data"),
+        "merge": ("base",),
+        "convert": ("data",),
+        "infer": ("data",),
+        "evaluate": ("data",),
+    }
     references = {"base": "base/tiny", "data": "tiny-stdlib/data"}
     for stage in NATIVE:
         given = [f"--input={role}={references[role]}" for role in inputs.get(stage, ())]
