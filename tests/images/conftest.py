@@ -6,6 +6,7 @@ from Debian's packages. What was built before is reused by the engine's cache.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +24,6 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 TAG = "test"
 BASE = "tunemill-test/debian:bookworm"
-CEPH = "tunemill-test/ceph-rgw"
 CEPH_TREE = Path(os.environ.get("TUNEMILL_RGW_ROOT", "/var/lib/tunemill-rgw"))
 IMAGES = ("prepare", "train", "merge", "convert", "quantize", "infer", "store")
 SECRET = "a-secret-of-the-build"
@@ -122,13 +122,15 @@ def wheel_house(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def s3_image(engine: None) -> str:
-    """An image with Ceph RGW: the tree that the S3 tests run in a chroot."""
-    if not CEPH_TREE.exists():
-        installer = ROOT / "tests/s3/ceph_rgw.sh"
-        if run(installer, "install", check=False).returncode:
-            pytest.skip("Ceph RGW could not be installed")
-    import_tree(CEPH, CEPH_TREE, HERE / "serve_ceph.sh", ROOT / "tests/s3/ceph_daemons.sh")
-    return CEPH
+    """An image with Ceph RGW: the tree that the S3 tests run in a chroot, and what starts it."""
+    scripts = (HERE / "serve_ceph.sh", ROOT / "tests/s3/ceph_daemons.sh")
+    if not CEPH_TREE.exists() and run(ROOT / "tests/s3/ceph_rgw.sh", "install", check=False).returncode:
+        pytest.skip("Ceph RGW could not be installed")
+    content = hashlib.sha256(b"".join(script.read_bytes() for script in scripts)).hexdigest()
+    image = f"tunemill-test/ceph-rgw:{content[:12]}"
+    if not exists(image):
+        import_tree(image, CEPH_TREE, *scripts)
+    return image
 
 
 @dataclass
@@ -189,6 +191,7 @@ def lab(images: dict[str, str], s3_image: str, tmp_path_factory: pytest.TempPath
         **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TUNEMILL_"))},
         "COMPOSE_PROJECT_NAME": project,
         "COMPOSE_OVERLAY": str(HERE / "ceph.yaml"),
+        "S3_IMAGE": s3_image,
         "REGISTRY": "tunemill",
         "TAG": TAG,
         "STORE_PORT": str(free_port()),
