@@ -36,7 +36,8 @@ variable "PIP_CONF" { default = "" }
 variable "APT_SOURCES" { default = "" }
 variable "CA_BUNDLE" { default = "" }
 
-group "default" { targets = ["prepare", "train", "merge", "convert", "quantize", "infer", "store"] }
+group "default" { targets = ["cpu"] }
+group "cpu" { targets = ["prepare", "train", "merge", "convert", "quantize", "infer", "store"] }
 group "cuda" { targets = ["train-cuda", "quantize-cuda", "infer-cuda"] }
 
 target "_site" {

@@ -43,7 +43,7 @@ done <<'IMAGES'
 prepare prepare
 train train tracking
 merge merge
-convert convert -hf-xet -typer -rich -pygments -markdown-it-py -mdurl -shellingham
+convert convert -setuptools -hf-xet -typer -rich -pygments -markdown-it-py -mdurl -shellingham
 quantize quantize
 infer infer evaluate
 store kube

@@ -86,6 +86,33 @@ def started_again(lab: Lab) -> None:
     pytest.fail("the server did not come back")
 
 
+def test_a_volume_that_is_full(lab: Lab) -> None:
+    (lab.files / "texts").mkdir()
+    (lab.files / "texts/texts.txt").write_bytes(b"0123456789abcdef" * (8 << 16))
+    lab.stage("store", "push", "/files/texts", "faults/texts", "--kind", "base")
+    done = run(
+        *("docker", "run", "--rm", "--read-only", "--cap-drop", "ALL", "--network", f"{lab.project}_store"),
+        *(
+            "--tmpfs",
+            "/work:size=1m,uid=65532,gid=65532",
+            "--volume",
+            f"{lab.project}_credentials:/run/secrets:ro",
+        ),
+        *(
+            "--env",
+            "AWS_SHARED_CREDENTIALS_FILE=/run/secrets/credentials",
+            "--env",
+            "AWS_DEFAULT_REGION=us-east-1",
+        ),
+        *("--env", "AWS_ENDPOINT_URL_S3=http://s3:7070", "--env", "TUNEMILL_STORE=s3://tunemill"),
+        *("tunemill/store:test", "store", "pull", "faults/texts", "/work/texts"),
+        check=False,
+    )
+    assert done.returncode == 75
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "space" in done.stderr
+
+
 def test_a_server_that_is_down_from_the_start(lab: Lab) -> None:
     run("docker", "stop", lab.server)
     try:
