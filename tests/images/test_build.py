@@ -79,7 +79,7 @@ def test_nothing_is_left_of_building(images: dict[str, str], name: str) -> None:
     assert "opt/venv/bin/python" in paths
     left = re.compile(
         r"bin/(gcc|g\+\+|cc1plus|cmake|ninja|pip3?|conda)$|/site-packages/pip/|/\.cache/|^root/\.(?!bashrc|profile)"
-        r"|/(numpy|scipy|sklearn|pyarrow|pandas|torch)/(.+/)?tests?/|^var/lib/apt/lists/.+_Packages"
+        r"|(site-packages|opt/torch)/(numpy|scipy|sklearn|pyarrow|pandas|torch)/(.+/)?tests?/|^var/lib/apt/lists/.+_Packages"
     )
     assert [path for path in paths if left.search(path)] == []
     writable = [m.name for m in files_in(images[name]) if m.isreg() and m.mode & 0o002]
