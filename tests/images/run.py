@@ -23,6 +23,7 @@ from pathlib import Path
 OWN = Path(__file__).with_name("engine.sh")
 OLDEST_ENGINE = 23  # the first whose BuildKit knows named build contexts
 READY_SECONDS = 60.0
+KEPT = "10GB"
 UNFIT = 78
 
 
@@ -61,6 +62,7 @@ def engine() -> Iterator[Mapping[str, str]]:
         wait_until_ready(process, environment)
         yield environment
     finally:
+        forget_old_builds(environment)
         process.terminate()
         process.wait()
 
@@ -96,6 +98,12 @@ def wait_until_ready(process: subprocess.Popen[bytes], environment: Mapping[str,
         if time.monotonic() - started > READY_SECONDS:
             raise NoEngine(f"the engine is not fit after {READY_SECONDS:.0f} s: {lacking}")
         time.sleep(0.2)
+
+
+def forget_old_builds(environment: Mapping[str, str]) -> None:
+    """Keep what the next run can use and no more: every change of a lock would leave gigabytes."""
+    for command in (("image", "prune", "--force"), ("builder", "prune", "--force", "--keep-storage", KEPT)):
+        said(environment, "docker", *command)
 
 
 def said(environment: Mapping[str, str], *command: str) -> str | None:
