@@ -43,9 +43,9 @@ def test_conda_installs_extras_that_exist_and_nothing_twice(
     assert required.isdisjoint(re.split(r"[<>=]", entry)[0] for entry in conda)
 
 
-def test_the_all_extra_holds_every_stage(project: dict[str, Any]) -> None:
+def test_the_all_extra_holds_every_stage_and_the_cluster_s_client(project: dict[str, Any]) -> None:
     (everything,) = project["optional-dependencies"]["all"]
-    stages = {"prepare", "train", "merge", "convert", "quantize", "infer", "evaluate"}
+    stages = {"prepare", "train", "merge", "convert", "quantize", "infer", "evaluate", "kube"}
     assert set(everything.removeprefix("tunemill[").removesuffix("]").split(",")) == stages
 
 

@@ -50,7 +50,10 @@ def _torchrun(arguments: Sequence[str]) -> None:
     parser.allow_abbrev = False  # else the command's own --run is taken for torchrun's --run-path
     if parser.get_default("shutdown_timeout") is None:
         parser.set_defaults(shutdown_timeout=SAVING_SECONDS)
-    untyped.run(parser.parse_args(list(arguments)))
+    options = parser.parse_args(list(arguments))
+    if options.nnodes in (None, "1", "1:1") and not options.rdzv_endpoint:
+        options.standalone = True  # else two trainings on a machine would meet at the same port
+    untyped.run(options)
 
 
 if __name__ == "__main__":
