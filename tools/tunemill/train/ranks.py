@@ -108,7 +108,7 @@ def _meet(backend: str, timeout: timedelta) -> None:
         return
     untyped: Any = torch.distributed
     found, rank, size = next(untyped.rendezvous("env://", timeout=timeout))
-    store = torch.distributed.PrefixStore(f"restart-{restarts}", found)
+    store = untyped.PrefixStore(f"restart-{restarts}", found)
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
