@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -101,19 +102,30 @@ def predictions(lab: Lab, work: Path, project: str) -> dict[str, str]:
 
 
 def test_a_stage_reaches_the_store_and_nothing_else(finished: Lab) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as outside:
+        port = outside.getsockname()[1]
+        assert reached(finished, "published", port) == ["s3", "outside"]  # a network with a way out
+        assert reached(finished, "store", port) == ["s3"]
+
+
+def reached(lab: Lab, network: str, port: int) -> list[str]:
+    """What a container on one of the lab's networks can connect to: the store, and this machine's address."""
     code = (
-        "import socket, sys\n"
-        "for host, port in (('s3', 7070), ('192.0.2.1', 80), ('1.1.1.1', 53)):\n"
+        "import socket\n"
+        f"for name, place in (('s3', ('s3', 7070)), ('outside', ('{own_address()}', {port}))):\n"
         "    try:\n"
-        "        socket.create_connection((host, port), timeout=2); print(host)\n"
-        "    except OSError as error: pass\n"
+        "        socket.create_connection(place, timeout=3).close(); print(name)\n"
+        "    except OSError: pass\n"
     )
-    network = f"{finished.project}_store"
-    image = "tunemill/merge:test"
-    seen = run(
-        "docker", "run", "--rm", "--network", network, "--entrypoint", "python", image, "-c", code
-    ).stdout
-    assert seen.split() == ["s3"]
+    command = ("docker", "run", "--rm", "--network", f"{lab.project}_{network}", "--entrypoint", "python")
+    return run(*command, "tunemill/merge:test", "-c", code).stdout.split()
+
+
+def own_address() -> str:
+    """This machine's address on the network that its default route is on; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.254", 9))
+        return str(probe.getsockname()[0])
 
 
 def test_again_everything_is_reused(finished: Lab) -> None:
