@@ -5,6 +5,8 @@ The parent never loads the library, so an ``abort`` in it becomes an error line,
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tunemill.files import write_json
-from tunemill.gguf.child import Limits, fail, machine_memory, read_result, run
+from tunemill.gguf.child import Limits, fail, machine_memory, read_end, read_result, run
+from tunemill.parity.distributions import Distributions
+from tunemill.parity.probes import Probes
 
+COUNTED = re.compile(r"^\[ *(\d+)/ *\d+\]", re.MULTILINE)
+"""How the log counts what is done, tensors or probes."""
 SECONDS = 24 * 3600.0  # a 70B model is quantized in a few hours on a slow machine
 
 
@@ -60,6 +66,30 @@ class Library:
             BadDataError: llama.cpp cannot load it, or a tensor holds invalid numbers.
         """
         return self._ask({"task": "load", "model": str(model)}, f"loading {model.name}")
+
+    def measure(self, model: Path, probes: Probes, tick: Callable[[], None] = lambda: None) -> Distributions:
+        """Return a model's answers to the probe set, computed on the CPU; ``tick`` is called after each.
+
+        Raises:
+            BadDataError: llama.cpp cannot load it, or it computes no numbers.
+        """
+        directory = self.scratch / "parity"
+        directory.mkdir(parents=True, exist_ok=True)
+        probes.save(directory)
+        told = 0
+
+        def count() -> None:
+            nonlocal told
+            done = COUNTED.findall(read_end(self.log))
+            for _ in range(told, int(done[-1]) if done else 0):
+                told += 1
+                tick()
+
+        request = {"task": "measure", "model": str(model), "probes": str(directory), "target": str(directory)}
+        self._ask(request, f"computing with {model.name}", count)
+        found = Distributions.load(directory)
+        shutil.rmtree(directory)
+        return found
 
     @property
     def log(self) -> Path:

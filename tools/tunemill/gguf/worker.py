@@ -21,7 +21,12 @@ from tunemill.llama import build_of, load_llama
 def main(request_file: str) -> None:
     """Answer one request."""
     request = json.loads(Path(request_file).read_text("utf-8"))
-    tasks: Mapping[str, Callable[..., Any]] = {"quantize": quantize, "tokenize": tokenize, "load": load}
+    tasks: Mapping[str, Callable[..., Any]] = {
+        "quantize": quantize,
+        "tokenize": tokenize,
+        "load": load,
+        "measure": measure,
+    }
     llama_cpp = _library()
     answer = tasks[request.pop("task")](llama_cpp, **request)
     answered = {"llama": build_of(llama_cpp), "answer": answer}
@@ -73,6 +78,13 @@ def load(llama_cpp: Any, model: str) -> dict[str, Any]:
     """Load a model with its tensors, as inference would, and check their numbers."""
     loaded = _model(llama_cpp, model, vocab_only=False)
     return {"parameters": llama_cpp.llama_model_n_params(loaded), "bytes": llama_cpp.llama_model_size(loaded)}
+
+
+def measure(llama_cpp: Any, model: str, probes: str, target: str) -> dict[str, Any]:
+    """Put a probe set to a model; write its distributions into the directory ``target``."""
+    from tunemill.gguf.answer import answer  # numpy, which the other tasks do without
+
+    return answer(llama_cpp, _model(llama_cpp, model, vocab_only=False), probes, target)
 
 
 def _model(llama_cpp: Any, path: str, vocab_only: bool) -> Any:
