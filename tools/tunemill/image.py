@@ -20,6 +20,7 @@ IMAGES = {
     "merge": "merge",
     "convert": "convert",
     "convert-lora": "convert",
+    "imatrix": "infer",
     "quantize": "quantize",
     "infer": "infer",
     "evaluate": "infer",

@@ -44,5 +44,19 @@ def build_of(llama_cpp: Any) -> dict[str, str]:
     return facts
 
 
+def ggml_base(llama_cpp: Any) -> ctypes.CDLL:
+    """Return the library of tensors, with the types of the functions that are used of it."""
+    base = _library(libraries(llama_cpp), "ggml-base")
+    base.ggml_op_name.restype = base.ggml_get_name.restype = ctypes.c_char_p
+    base.ggml_get_name.argtypes = base.ggml_nbytes.argtypes = [ctypes.c_void_p]
+    base.ggml_nbytes.restype = ctypes.c_size_t
+    base.ggml_backend_tensor_get.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_void_p),
+        *(ctypes.c_size_t, ctypes.c_size_t),
+    ]
+    base.ggml_backend_tensor_get.restype = None
+    return base
+
+
 def _library(directory: Path, name: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(next(directory.glob(f"*{name}.*"))))

@@ -98,6 +98,7 @@ MAKERS = {
     "adapter": "train",
     "merged": "merge",
     "gguf": "convert",
+    "imatrix": "imatrix",
     "predictions": "infer",
     "report": "evaluate",
 }

@@ -38,6 +38,10 @@ LISTED = {
         "tunemill.gguf.config:CONVERT", "Convert a merged model to GGUF and prove that both tokenize alike"
     ),
     "convert-lora": Listed("tunemill.gguf.config:CONVERT_LORA", "Convert an adapter alone to a GGUF LoRA"),
+    "imatrix": Listed(
+        "tunemill.gguf.config:IMATRIX",
+        "Measure on training prompts which columns of a model matter, for quantize",
+    ),
     "quantize": Listed(
         "tunemill.gguf.config:QUANTIZE", "Quantize a GGUF on this machine, with llama.cpp's quantizer"
     ),

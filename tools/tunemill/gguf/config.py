@@ -1,4 +1,4 @@
-"""Declares the stages behind the one door to llama.cpp: convert, convert-lora and quantize."""
+"""Declares the stages behind the one door to llama.cpp: convert, convert-lora, imatrix and quantize."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from tunemill.parity.config import ParityConfig
 from tunemill.work import Stage, StageConfig
 
 OutType = Literal["f16", "bf16", "f32", "q8_0"]
 
 
-class ConvertConfig(StageConfig):
+class ConvertConfig(ParityConfig):
     """Settings of a conversion to GGUF."""
 
     outtype: OutType = Field(default="f16", description="type of the matrices, by llama.cpp's name")
@@ -27,15 +28,24 @@ class ConvertConfig(StageConfig):
         description="seconds after which the converter is stopped",
         json_schema_extra={"identity": False},
     )
+    convert_max_mean_kl: float = Field(
+        default=0.005, ge=0, description="most mean KL in nats between merged and converted model"
+    )
+    convert_max_worst_kl: float = Field(default=0.25, ge=0, description="most KL in nats at any one position")
+    convert_min_top1: float = Field(
+        default=0.98, ge=0, le=1, description="least share of positions with the same likeliest token"
+    )
+    convert_max_label_flips: float = Field(
+        default=0.05, ge=0, le=1, description="largest share of prompts that get another label"
+    )
+    convert_min_p_value: float = Field(
+        default=0.01, ge=0, le=1, description="least p of McNemar's exact test where right labels were lost"
+    )
 
 
-class QuantizeConfig(StageConfig):
-    """Settings of a quantization."""
+class Threads(StageConfig):
+    """How much of the machine is used."""
 
-    quant: str = Field(default="Q4_K_M", description="quantization type, by llama.cpp's name")
-    pure: bool = Field(default=False, description="one type for all matrices, no better one for a few")
-    output_tensor_type: str | None = Field(default=None, description="type of the output matrix, e.g. Q8_0")
-    token_embedding_type: str | None = Field(default=None, description="type of the embeddings, e.g. Q8_0")
     n_threads: int = Field(
         default=0,
         ge=0,
@@ -43,6 +53,65 @@ class QuantizeConfig(StageConfig):
         description="worker threads; 0 takes one per core",
         json_schema_extra={"identity": False},
     )
+
+
+class ImatrixConfig(Threads):
+    """Settings of an importance matrix."""
+
+    imatrix_prompts: int = Field(
+        default=256, ge=1, le=1 << 16, description="how many training rows the model reads for it"
+    )
+    imatrix_context: int = Field(
+        default=512, ge=16, le=1 << 16, description="most tokens of one of them; longer ones are cut off"
+    )
+    n_gpu_layers: int = Field(
+        default=-1,
+        ge=-1,
+        description="layers computed on the GPU where llama.cpp was built for one; -1 for all",
+        json_schema_extra={"identity": False},
+    )
+
+
+class QuantizeConfig(ParityConfig, Threads):
+    """Settings of a quantization."""
+
+    quant: str = Field(default="Q4_K_M", description="quantization type, by llama.cpp's name")
+    pure: bool = Field(default=False, description="one type for all matrices, no better one for a few")
+    output_tensor_type: str | None = Field(default=None, description="type of the output matrix, e.g. Q8_0")
+    token_embedding_type: str | None = Field(default=None, description="type of the embeddings, e.g. Q8_0")
+    tensor_type: tuple[str, ...] | None = Field(
+        default=None,
+        description="types of single tensors, as [PATTERN=TYPE, …]; a pattern is looked for in their names",
+    )
+    imatrix: bool = Field(
+        default=False,
+        description="round by the run's importance matrix (stage imatrix), which types below 3 bits need",
+    )
+    quantize_max_mean_kl: float | None = Field(
+        default=None,
+        ge=0,
+        description="most mean KL in nats to the unquantized model; by the type if not given",
+    )
+    quantize_max_worst_kl: float | None = Field(
+        default=None, ge=0, description="most KL in nats at any one position; by the type if not given"
+    )
+    quantize_min_top1: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="least share of the same likeliest token; by the type if not given",
+    )
+    quantize_max_label_flips: float | None = Field(
+        default=None, ge=0, le=1, description="largest share of prompts with another label; by the type"
+    )
+    quantize_min_p_value: float | None = Field(
+        default=None, ge=0, le=1, description="least p of McNemar's exact test; by the type if not given"
+    )
+
+
+def quantize_inputs(config: QuantizeConfig) -> dict[str, str] | None:
+    """Return the inputs of a quantization by an importance matrix."""
+    return {"gguf": "{run}/gguf-f16", "imatrix": "{run}/imatrix"} if config.imatrix else None
 
 
 CONVERT = Stage(
@@ -67,6 +136,16 @@ CONVERT_LORA = Stage(
     check="tunemill.gguf.convert:check",
 )
 
+IMATRIX = Stage(
+    name="imatrix",
+    summary="Measure on training prompts which columns of a model matter, for quantize",
+    config=ImatrixConfig,
+    inputs={"gguf": "{run}/gguf-f16", "data": "{run}/data"},
+    output="{run}/imatrix",
+    kind="imatrix",
+    work="tunemill.gguf.calibration:collect",
+)
+
 QUANTIZE = Stage(
     name="quantize",
     summary="Quantize a GGUF on this machine, with llama.cpp's quantizer",
@@ -75,8 +154,9 @@ QUANTIZE = Stage(
     output="{run}/gguf-{quant}",
     kind="gguf",
     work="tunemill.gguf.quantize:quantize",
+    other_inputs="tunemill.gguf.config:quantize_inputs",
     check="tunemill.gguf.quantize:check",
     binds_host=True,
 )
 
-STAGES = (CONVERT, CONVERT_LORA, QUANTIZE)
+STAGES = (CONVERT, CONVERT_LORA, IMATRIX, QUANTIZE)

@@ -41,14 +41,28 @@ class Library:
     stop: threading.Event
 
     def quantize(
-        self, source: Path, target: Path, settings: dict[str, Any], tick: Callable[[], None]
+        self,
+        source: Path,
+        target: Path,
+        settings: dict[str, Any],
+        tick: Callable[[], None],
+        tensor_types: Sequence[tuple[str, int]] = (),
+        imatrix: Path | None = None,
     ) -> Answer:
         """Quantize ``source`` to ``target``; ``settings`` are ``llama_model_quantize_params``.
+
+        ``tensor_types`` are regular expressions of tensor names with types; the first match counts.
 
         Raises:
             BadDataError: llama.cpp cannot; the message ends with its reason.
         """
-        request = {"task": "quantize", "source": str(source), "target": str(target), "settings": settings}
+        request: dict[str, Any] = {
+            "task": "quantize",
+            "source": str(source),
+            "target": str(target),
+            "settings": settings,
+        }
+        request |= {"tensor_types": list(tensor_types), "imatrix": str(imatrix) if imatrix else None}
         return self._ask(request, f"quantizing {source.name}", tick)
 
     def tokenize(self, model: Path, texts: Sequence[str]) -> Answer:
@@ -90,6 +104,30 @@ class Library:
         found = Distributions.load(directory)
         shutil.rmtree(directory)
         return found
+
+    def imatrix(
+        self,
+        model: Path,
+        texts: Sequence[Sequence[str]],
+        target: Path,
+        settings: dict[str, Any],
+        gpu_layers: int,
+        tick: Callable[[], None],
+    ) -> Answer:
+        """Write a model's importance matrix over texts, given in parts; return their ``{"tokens"}``.
+
+        ``settings`` are ``activations.Settings``. What a stopped run has done is kept beside ``target``.
+
+        Raises:
+            BadDataError: llama.cpp cannot compute them, or meets numbers that are none.
+        """
+        request: dict[str, Any] = {
+            "task": "imatrix",
+            "model": str(model),
+            "texts": [list(parts) for parts in texts],
+        }
+        request |= {"target": str(target), "settings": settings, "gpu_layers": gpu_layers}
+        return self._ask(request, f"reading texts with {model.name}", tick)
 
     @property
     def log(self) -> Path:

@@ -12,16 +12,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tunemill.errors import BadDataError
+from tunemill.errors import BadDataError, UsageError
 from tunemill.files import need_space
 from tunemill.gguf.child import read_end
 from tunemill.gguf.config import QuantizeConfig
 from tunemill.gguf.header import GgufHeader, read_gguf
+from tunemill.gguf.imatrix import FILE as IMATRIX
 from tunemill.gguf.library import Answer, Library
-from tunemill.gguf.types import file_type, tensor_type
+from tunemill.gguf.overrides import parse_overrides, refuse_unmatched
+from tunemill.gguf.parity import prove_quantization
+from tunemill.gguf.types import NEED_IMATRIX, TENSORS_NEED_IMATRIX, file_type, tensor_type
 from tunemill.work import Facts, Work
 
 PROMPTING = "prompting.json"
+ROWS_KEPT = 1 << 30  # bytes of one tensor in memory; llama.cpp's own 8 GB are half of a usual machine
 COUNTED = re.compile(r"^\[ *(\d+)/ *\d+\]", re.MULTILINE)
 FALLBACK = re.compile(r"warning: (\S+) +- ncols +(\d+) not divisible by +(\d+) .*-> falling back to +(\S+)")
 
@@ -36,6 +40,15 @@ def check(config: QuantizeConfig) -> None:
     for name in (config.output_tensor_type, config.token_embedding_type):
         if name is not None:
             tensor_type(name)
+    chosen = [override.type for override in parse_overrides(config.tensor_type or ())]
+    needy = [name for name in chosen if name in TENSORS_NEED_IMATRIX]
+    if config.quant in NEED_IMATRIX:
+        needy.insert(0, config.quant)
+    if needy and not config.imatrix:
+        raise UsageError(
+            f"{needy[0]} needs an importance matrix: run imatrix, then add --set imatrix=true; "
+            "Q2_K and IQ3_S do without"
+        )
 
 
 def quantize(work: Work[QuantizeConfig]) -> Facts:
@@ -48,8 +61,11 @@ def quantize(work: Work[QuantizeConfig]) -> Facts:
     check(work.config)
     directory = work.inputs["gguf"].path
     source = read_gguf(find_gguf(directory))
-    _check_source(source)
+    refuse_quantized(source)
     need_space(work.output, source.size)
+    refuse_unmatched(
+        parse_overrides(work.config.tensor_type or ()), [tensor.name for tensor in source.tensors]
+    )
     target = work.output / f"model-{work.config.quant}.gguf"
     library = Library(work.scratch, work.stop)
     answer = _run(work, library, source, target)
@@ -59,7 +75,7 @@ def quantize(work: Work[QuantizeConfig]) -> Facts:
     library.load(target)
     if (directory / PROMPTING).exists():
         shutil.copyfile(directory / PROMPTING, work.output / PROMPTING)
-    return describe(made) | _facts(work, source, answer)
+    return describe(made) | _facts(work, source, answer) | prove_quantization(work, target)
 
 
 def find_gguf(directory: Path) -> Path:
@@ -87,7 +103,12 @@ def describe(header: GgufHeader) -> Facts:
     }
 
 
-def _check_source(source: GgufHeader) -> None:
+def refuse_quantized(source: GgufHeader) -> None:
+    """See that a GGUF holds a whole model in 16 or 32 bits.
+
+    Raises:
+        BadDataError: it is quantized, or an adapter.
+    """
     quantized = sorted(set(source.types()) - {"F32", "F16", "BF16", "I32"})
     if quantized:
         raise BadDataError(
@@ -105,7 +126,9 @@ def _run(work: Work[QuantizeConfig], library: Library, source: GgufHeader, targe
             if counted and int(counted[-1]) > task.done:
                 task.advance(int(counted[-1]) - task.done)
 
-        answer = library.quantize(source.path, target, _settings(work.config), tick)
+        answer = library.quantize(
+            source.path, target, _settings(work.config), tick, _tensor_types(work.config), _imatrix(work)
+        )
         task.advance(len(source.tensors) - task.done)
     return answer
 
@@ -115,11 +138,20 @@ def _settings(config: QuantizeConfig) -> dict[str, Any]:
         "ftype": file_type(config.quant),
         "nthread": config.n_threads or os.cpu_count() or 1,
         "pure": config.pure,
+        "max_buf_size": ROWS_KEPT,
     }
     for key in ("output_tensor_type", "token_embedding_type"):
         if (name := getattr(config, key)) is not None:
             settings[key] = tensor_type(name)
     return settings
+
+
+def _tensor_types(config: QuantizeConfig) -> list[tuple[str, int]]:
+    return [override.entry for override in parse_overrides(config.tensor_type or ())]
+
+
+def _imatrix(work: Work[QuantizeConfig]) -> Path | None:
+    return work.inputs["imatrix"].path / IMATRIX if "imatrix" in work.inputs else None
 
 
 def _facts(work: Work[QuantizeConfig], source: GgufHeader, answer: Answer) -> Facts:

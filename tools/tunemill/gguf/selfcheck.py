@@ -13,21 +13,20 @@ from __future__ import annotations
 import logging
 import os
 import re
-import struct
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tunemill.errors import ConfigurationError, TunemillError
-from tunemill.files import atomic_write, write_json
+from tunemill.files import write_json
 from tunemill.gguf.child import Limits, fail, machine_memory, read_result, run
 from tunemill.gguf.library import Library
 from tunemill.gguf.types import file_type
+from tunemill.gguf.writer import Metadata, write_gguf
 from tunemill.host import BACKENDS, this_host
 
 MODULE = "tunemill.gguf.selfcheck"  # also when it runs as a program
@@ -42,8 +41,6 @@ USED = re.compile(r"using device (\S+) \((.*?)\)")
 OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 DEBUG = 1  # GGML_LOG_LEVEL_DEBUG; its many lines would push the others out of the log's kept end
 UNKNOWN = "unknown model architecture"
-
-Metadata = Mapping[str, bool | int | float | str | Sequence[str] | Sequence[float] | Sequence[int]]
 
 log = logging.getLogger("tunemill")
 
@@ -102,24 +99,8 @@ def write_counting_model(path: Path) -> None:
             tensors[f"blk.{layer}.{name}.weight"] = random.normal(0, small.get(name, 0.05), shape)
         for name in ("attn_norm", "ffn_norm"):
             tensors[f"blk.{layer}.{name}.weight"] = np.ones(WIDTH)
-    write_gguf(path, _metadata(tokens), tensors)
-
-
-def write_gguf(path: Path, metadata: Metadata, tensors: Mapping[str, Any]) -> None:
-    """Write a GGUF of version 3; matrices become F16, vectors F32."""
-    arrays = {name: np.asarray(array, "<f2" if array.ndim > 1 else "<f4") for name, array in tensors.items()}
-    with atomic_write(path) as target:
-        target.write(b"GGUF" + struct.pack("<IQQ", 3, len(arrays), len(metadata)))
-        for key, value in metadata.items():
-            target.write(_text(key) + _value(value))
-        offset = 0
-        for name, array in arrays.items():
-            kind = 1 if array.ndim > 1 else 0
-            shape = struct.pack(f"<I{array.ndim}Q", array.ndim, *reversed(array.shape))
-            target.write(_text(name) + shape + struct.pack("<IQ", kind, offset))
-            offset += array.nbytes + -array.nbytes % 32
-        for array in arrays.values():
-            target.write(b"\0" * (-target.tell() % 32) + array.tobytes())
+    stored = {name: array.astype("f2" if array.ndim > 1 else "f4") for name, array in tensors.items()}
+    write_gguf(path, _metadata(tokens), stored)
 
 
 def _metadata(tokens: Sequence[str]) -> Metadata:
@@ -141,25 +122,6 @@ def _metadata(tokens: Sequence[str]) -> Metadata:
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.add_space_prefix": False,
     }
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _value(value: Any) -> bytes:
-    """Encode a value with its type: bool, uint32, float32, text, or an array of int32, float32 or text."""
-    if isinstance(value, str):
-        return struct.pack("<I", 8) + _text(value)
-    if isinstance(value, bool):
-        return struct.pack("<I?", 7, value)
-    if isinstance(value, int | float):
-        return struct.pack("<II", 4, value) if isinstance(value, int) else struct.pack("<If", 6, value)
-    if isinstance(value[0], str):
-        return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_text, value))
-    code, kind = (5, "i") if isinstance(value[0], int) else (6, "f")
-    return struct.pack(f"<IIQ{len(value)}{kind}", 9, code, len(value), *value)
 
 
 def _count(model: Path, scratch: Path) -> tuple[str, str]:

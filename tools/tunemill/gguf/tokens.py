@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from tunemill.errors import BadDataError
 from tunemill.files import write_json
 from tunemill.gguf.library import Library
-from tunemill.prompting import Prompting, read_prompting
+from tunemill.prompting import Prompting
+from tunemill.tokenizer import load_tokenizer
 from tunemill.work import Facts
 
 ROWS = 200  # both engines together take under a second for these
@@ -38,23 +39,41 @@ class Probe:
     text: str
 
 
-def check_tokens(model: Path, gguf: Path, data: Path, output: Path, library: Library) -> Facts:
+@dataclass(frozen=True)
+class Expected:
+    """What a model's own tokenizer makes of texts of the task."""
+
+    probes: Sequence[Probe]
+    ids: Sequence[Sequence[int]]
+    """One list for each probe."""
+    add_bos: bool
+
+
+def expect_tokens(model: Path, data: Path, prompting: Prompting) -> Expected:
+    """Render and tokenize texts of the task by transformers, before any long work.
+
+    Raises:
+        BadDataError: the data, the template or the tokenizer are damaged.
+    """
+    probes = collect_probes(data, prompting)
+    tokenizer = load_tokenizer(model)
+    ids = [tokenizer.encode(probe.text, add_special_tokens=False) for probe in probes]
+    return Expected(probes, ids, prompting.add_bos)
+
+
+def check_tokens(expected: Expected, gguf: Path, output: Path, library: Library) -> Facts:
     """Compare token ids and write ``tokens.json`` into ``output``.
 
     Raises:
         BadDataError: a text is tokenized differently; the message names the first.
     """
-    prompting = read_prompting(model)
-    probes = collect_probes(data, prompting)
-    tokenizer = _tokenizer(model)
-    expected = [tokenizer(probe.text) for probe in probes]
-    answer = library.tokenize(gguf, [probe.text for probe in probes])
-    compare(probes, expected, answer.value["ids"])
-    if prompting.add_bos:
-        check_one_bos(probes, expected, answer.value["bos"])
+    answer = library.tokenize(gguf, [probe.text for probe in expected.probes])
+    compare(expected.probes, expected.ids, answer.value["ids"])
+    if expected.add_bos:
+        check_one_bos(expected.probes, expected.ids, answer.value["bos"])
     facts = {
-        "texts": len(probes),
-        "tokens": sum(map(len, expected)),
+        "texts": len(expected.probes),
+        "tokens": sum(map(len, expected.ids)),
         "vocabulary": answer.value["size"],
         "llama_cpp": answer.llama["version"],
     }
@@ -68,7 +87,7 @@ def collect_probes(data: Path, prompting: Prompting) -> list[Probe]:
     Raises:
         BadDataError: the data hold no rows, or are not as prepare writes them.
     """
-    rows = [(f"{split} row {number}", row) for split, number, row in _rows(data)]
+    rows = [(f"{split} row {number}", row) for split, number, row in read_rows(data)]
     if not rows:
         raise BadDataError(f"{data} has no rows to compare tokens on")
     probes = []
@@ -133,7 +152,12 @@ def check_one_bos(probes: Sequence[Probe], ids: Sequence[Sequence[int]], bos: in
             )
 
 
-def _rows(data: Path) -> Iterable[tuple[str, int, dict[str, Any]]]:
+def read_rows(data: Path) -> Iterable[tuple[str, int, dict[str, Any]]]:
+    """Yield split, number and prompt, completion and text of every row of a data artifact.
+
+    Raises:
+        BadDataError: a split is damaged, or not as prepare writes it.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -147,18 +171,3 @@ def _rows(data: Path) -> Iterable[tuple[str, int, dict[str, Any]]]:
             raise BadDataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
         for number, row in enumerate(table.to_pylist()):
             yield split, number, row
-
-
-def _tokenizer(model: Path) -> Callable[[str], list[int]]:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadDataError(f"{model} has no tokenizer that transformers can read: {error}") from error
-
-    def ids(text: str) -> list[int]:
-        found: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return found
-
-    return ids

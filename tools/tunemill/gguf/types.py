@@ -66,34 +66,58 @@ FILE_TYPES: dict[str, int] = {
     "Q5_K_S": 16,
     "Q5_K_M": 17,
     "Q6_K": 18,
+    "IQ2_XXS": 19,
+    "IQ2_XS": 20,
+    "Q2_K_S": 21,
+    "IQ3_XS": 22,
+    "IQ3_XXS": 23,
+    "IQ1_S": 24,
     "IQ4_NL": 25,
     "IQ3_S": 26,
     "IQ3_M": 27,
+    "IQ2_S": 28,
+    "IQ2_M": 29,
     "IQ4_XS": 30,
+    "IQ1_M": 31,
     "BF16": 32,
+    "TQ1_0": 36,
+    "TQ2_0": 37,
+    "MXFP4_MOE": 38,
+    "NVFP4": 39,
+    "Q1_0": 40,
+    "Q2_0": 41,
 }
-"""Whole-file types that can be made here."""
+"""Name of a whole-file type to its number."""
 
 UNQUANTIZED = ("F32", "F16", "BF16")
 NEED_IMATRIX = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS"),
     "Q2_K_S",
 )
-QUANTS = tuple(name for name in FILE_TYPES if name not in UNQUANTIZED)
+"""Whole-file types that llama.cpp refuses to make without an importance matrix."""
+TENSORS_NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
+"""The same of single tensors."""
+ONLY_RUN = ("NVFP4",)
+"""Whole-file types that llama.cpp runs but does not make; single tensors it does."""
+QUANTS = tuple(name for name in FILE_TYPES if name not in UNQUANTIZED + ONLY_RUN)
+MADE = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0"),
+    *("MXFP4", "NVFP4", "Q1_0", "Q2_0", "F32", "F16", "BF16"),
+)
+"""Tensor types that the quantizer can write; the others only occur in computing."""
 
 
 def file_type(name: str) -> int:
     """Return llama.cpp's number of a quantization type.
 
     Raises:
-        UsageError: there is no such type, or it needs an importance matrix.
+        UsageError: there is no such type.
     """
-    if name in NEED_IMATRIX:
-        raise UsageError(
-            f"quant {name} needs an importance matrix, which is not supported yet; try Q2_K or IQ3_S"
-        )
     if name in UNQUANTIZED:
         raise UsageError(f"quant {name} needs no quantization: run convert with outtype={name.lower()}")
+    if name in ONLY_RUN:
+        raise UsageError(f"quant {name}: llama.cpp makes no such file; try tensor_type=[ffn=NVFP4] with Q8_0")
     if name not in QUANTS:
         raise UsageError(
             f"unknown quant {name!r}: did you mean {_nearest(name, QUANTS)}? {', '.join(QUANTS)}"
@@ -105,12 +129,11 @@ def tensor_type(name: str) -> int:
     """Return llama.cpp's number of a tensor type.
 
     Raises:
-        UsageError: there is no such type.
+        UsageError: there is no such type, or none that the quantizer writes.
     """
-    numbers = {known: number for number, (known, _, _) in BLOCKS.items()}
-    if name not in numbers:
-        raise UsageError(f"unknown tensor type {name!r}: did you mean {_nearest(name, tuple(numbers))}?")
-    return numbers[name]
+    if name not in MADE:
+        raise UsageError(f"unknown tensor type {name!r}: did you mean {_nearest(name, MADE)}?")
+    return next(number for number, (known, _, _) in BLOCKS.items() if known == name)
 
 
 def file_type_name(number: int) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemill.files import write_json
+from tunemill.gguf.quantizer import quantize
 from tunemill.llama import build_of, load_llama
 
 
@@ -26,6 +27,7 @@ def main(request_file: str) -> None:
         "tokenize": tokenize,
         "load": load,
         "measure": measure,
+        "imatrix": imatrix,
     }
     llama_cpp = _library()
     answer = tasks[request.pop("task")](llama_cpp, **request)
@@ -42,16 +44,6 @@ def _library() -> Any:
     llama_cpp.tunemill_log = llama_cpp.llama_log_callback(write)  # must outlive every call
     llama_cpp.llama_log_set(llama_cpp.tunemill_log, ctypes.c_void_p(0))
     return load_llama()
-
-
-def quantize(llama_cpp: Any, source: str, target: str, settings: dict[str, Any]) -> None:
-    """Quantize one file with llama.cpp's own quantizer."""
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    for name, value in settings.items():
-        setattr(parameters, name, value)
-    status = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters))
-    if status != 0:
-        sys.exit(1)  # the log says why
 
 
 def tokenize(llama_cpp: Any, model: str, texts: list[str]) -> dict[str, Any]:
@@ -87,11 +79,24 @@ def measure(llama_cpp: Any, model: str, probes: str, target: str) -> dict[str, A
     return answer(llama_cpp, _model(llama_cpp, model, vocab_only=False), probes, target)
 
 
-def _model(llama_cpp: Any, path: str, vocab_only: bool) -> Any:
+def imatrix(
+    llama_cpp: Any, model: str, texts: list[list[str]], target: str, settings: dict[str, Any], gpu_layers: int
+) -> dict[str, Any]:
+    """Write the importance matrix of a model over texts, each given as its parts."""
+    from tunemill.gguf.activations import Settings, collect
+
+    loaded = _model(llama_cpp, model, vocab_only=False, gpu_layers=gpu_layers)
+    vocabulary, chosen = llama_cpp.llama_model_get_vocab(loaded), Settings(**settings)
+    tokens = [[token for part in parts for token in _ids(llama_cpp, vocabulary, part)] for parts in texts]
+    collect(llama_cpp, loaded, [ids[: chosen.chunk] for ids in tokens], Path(target), chosen)
+    return {"tokens": [len(ids) for ids in tokens]}
+
+
+def _model(llama_cpp: Any, path: str, vocab_only: bool, gpu_layers: int = 0) -> Any:
     parameters = llama_cpp.llama_model_default_params()
     parameters.vocab_only = vocab_only
     parameters.check_tensors = True
-    parameters.n_gpu_layers = 0
+    parameters.n_gpu_layers = gpu_layers
     model = llama_cpp.llama_model_load_from_file(path.encode(), parameters)
     if not model:
         sys.exit(1)
