@@ -52,6 +52,19 @@ def runs(publish):
     return made
 
 
+def test_what_was_published_against_its_parity_check_says_so(directory_store, publish):
+    facts = {"parity": {"verdict": "overridden", "mean_kl": 0.5}}
+    merged = publish("one/merged", "merged", {"a": b"a"}, {}, stage="merge", facts=facts)
+    good = {"parity": {"verdict": "passed"}}
+    publish("one/gguf-f16", "gguf", {"b": b"b"}, {"merged": merged.reference}, stage="convert", facts=good)
+    tree = lineage(directory_store, "one/gguf-f16")
+    above, below = lines(tree)
+    assert "parity" not in above
+    assert below.endswith(", published against its parity check")
+    assert [tree.overridden, tree.inputs[0].overridden] == [False, True]
+    assert tree.as_json()["inputs"][0]["published_against_parity"] is True
+
+
 def test_lineage_goes_down_to_base_and_data(directory_store, runs):
     tree = lineage(directory_store, "one/predictions")
     text = list(lines(tree))

@@ -61,6 +61,17 @@ inputs: Decorator[Any] = click.option(
     multiple=True,
     help="Take this artifact for an input: name, name:tag or name@sha256:… May be repeated.",
 )
+publish_anyway: Decorator[Any] = click.option(
+    "--publish-anyway",
+    is_flag=True,
+    help="Publish a model that is beyond its parity limits, and record that.",
+)
+check_model: Decorator[Any] = click.option(
+    "--check",
+    "check_model",
+    metavar="MODEL",
+    help="Convert nothing; say whether this model can be: a recipe, a directory or an artifact.",
+)
 dry_run: Decorator[Any] = click.option(
     "--dry-run", is_flag=True, help="Show configuration, inputs and whether it would run; run nothing."
 )

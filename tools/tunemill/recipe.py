@@ -47,6 +47,8 @@ class Choice:
     file: str | None = None
     settings: Sequence[str] = ()
     """``key=value`` each."""
+    publish_anyway: bool = False
+    """A flag of its own, because whoever wants it has just read of it in an error."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def resolve(choice: Choice, known: Iterable[str]) -> Recipe:
         *([_find("models", model)] if model else []),
         *([_find("tasks", task)] if task else []),
         {key: setting for key, setting in file.items() if key not in NAMING},
-        _flags(choice.settings),
+        _flags([*choice.settings, *(["publish_anyway=true"] if choice.publish_anyway else [])]),
     ]
     _check_keys(layers, frozenset(known))
     names = {"model": _stem(model), "task": _stem(task), "run": choice.run or _naming(file, "run")}

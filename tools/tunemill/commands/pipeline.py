@@ -65,6 +65,7 @@ class Step:
     help="Quantizations to make and judge, with commas or repeated; F16 is the unquantized GGUF.",
 )
 @options.store
+@options.publish_anyway
 @options.dry_run
 @options.json
 @click.pass_obj
@@ -119,6 +120,8 @@ def lay_out(recipe: Recipe, quants: Sequence[str]) -> Iterator[Step]:
     """Yield the steps: what all quantizations share, then the rest for each of them."""
     for stage in BEFORE_QUANTIZATION:
         yield Step(stage, recipe, None)
+    if "imatrix" in recipe.settings and recipe.settings["imatrix"].value is True:
+        yield Step("imatrix", recipe, None)
     converted = str(recipe.settings["outtype"].value if "outtype" in recipe.settings else "f16").upper()
     for quant in quants:
         own = replace(recipe, settings={**recipe.settings, "quant": Setting(quant, "flag")})

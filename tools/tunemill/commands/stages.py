@@ -70,8 +70,14 @@ def stage_command(name: str) -> click.Command:
         inputs: Sequence[str],
         dry_run: bool,
         as_json: bool,
+        check_model: str | None = None,
         **choice: Any,
     ) -> None:
+        if check_model is not None:
+            from tunemill.commands import preflight
+
+            preflight.check_model(check_model, store_url, as_json, signals)
+            return
         recipe = resolve(Choice(**_choice(choice)), known_keys())
         store = options.open_the_store(store_url)
         planned = plan(store, stage, recipe, parse_inputs(inputs))
@@ -83,7 +89,9 @@ def stage_command(name: str) -> click.Command:
         _say(json.dumps(outcome.record()) if as_json else outcome.artifact.reference)
 
     decorated: Any = run
-    for option in (options.json, options.dry_run, options.inputs, options.store):
+    proves = [options.publish_anyway] if "publish_anyway" in stage.config.model_fields else []
+    checks = [options.check_model] if name == "convert" else []
+    for option in (options.json, options.dry_run, *checks, *proves, options.inputs, options.store):
         decorated = option(decorated)
     decorated = options.recipe(decorated)
     return StageCommand(

@@ -25,12 +25,20 @@ class Limits:
     """Of McNemar's exact test, where the labels got worse."""
 
 
-class ParityConfig(StageConfig):
-    """Settings of every stage that compares itself with its input."""
+class ProbesConfig(StageConfig):
+    """The setting that training and all who compare themselves with it share."""
 
     parity_probes: int = Field(
-        default=64, ge=0, le=4096, description="Prompts that each stage's model is compared on; 0: none"
+        default=64,
+        ge=0,
+        le=4096,
+        description="Prompts that the models of all stages are compared on; 0: none",
     )
+
+
+class ParityConfig(ProbesConfig):
+    """Settings of every stage that compares itself with its input."""
+
     publish_anyway: bool = Field(
         default=False, description="Publish what is beyond its parity limits, and record that"
     )

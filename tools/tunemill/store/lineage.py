@@ -26,6 +26,8 @@ class Origin:
     finished: datetime | None
     image: str | None
     """``name@sha256:<hex>`` of the container image it was made in; None outside of containers."""
+    overridden: bool
+    """It was published though it differs from its input by more than its limits allow."""
     inputs: tuple[Origin, ...]
     repeated: bool = False
     """It stands above already, with its inputs."""
@@ -40,6 +42,7 @@ class Origin:
             "tool_version": self.tool_version,
             "finished": self.finished.isoformat() if self.finished else None,
             "image": self.image,
+            "published_against_parity": self.overridden,
             "repeated": self.repeated,
             "inputs": [origin.as_json() for origin in self.inputs],
         }
@@ -77,7 +80,8 @@ def _line(origin: Origin) -> str:
     if origin.repeated:
         return f"{short}  (above)"
     made = f"{short}  {origin.stage} {origin.tool_version}, {origin.finished:%Y-%m-%d %H:%M:%S}Z"
-    return f"{made} in {_short_image(origin.image)}" if origin.image else made
+    made += f" in {_short_image(origin.image)}" if origin.image else ""
+    return f"{made}, published against its parity check" if origin.overridden else made
 
 
 def _short_image(image: str) -> str:
@@ -98,15 +102,21 @@ def _origin(store: Store, role: str, artifact: Artifact, seen: set[str]) -> Orig
         made.tool_version,
         made.finished,
         made.image,
+        _overridden(artifact),
         inputs,
         repeated,
     )
+
+
+def _overridden(artifact: Artifact) -> bool:
+    parity = artifact.facts.get("parity")
+    return isinstance(parity, dict) and parity.get("verdict") == "overridden"
 
 
 def _inputs(store: Store, inputs: Any, seen: set[str]) -> Iterator[Origin]:
     for role, reference in sorted(inputs):
         artifact = store.find(reference)
         if artifact is None:
-            yield Origin(role, reference, None, None, None, None, None, ())
+            yield Origin(role, reference, None, None, None, None, None, False, ())
         else:
             yield _origin(store, role, artifact, seen)
