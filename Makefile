@@ -45,7 +45,7 @@ RECIPE := --model $(MODEL) --task $(TASK) --run $(RUN) --store $(STORE) \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages read what the one before them published
-.PHONY: help demo pipeline fetch prepare train merge convert quantize infer evaluate pull \
+.PHONY: help demo pipeline fetch prepare train merge convert imatrix quantize infer evaluate pull \
 	up down images lock install doctor test test-s3 test-images lint format bench bench-gpu clean
 
 ##@ Start here
@@ -71,11 +71,12 @@ prepare: ## Read, clean and split the task's data
 train: ## Fine-tune: METHOD=lora, qlora or full
 merge: ## Fold the adapter into the base weights
 convert: ## Make the F16 GGUF and compare its token ids with the tokenizer's
+imatrix: ## Measure on training prompts what matters in the model, for SET=imatrix=true
 quantize: ## Quantize to QUANT, on the machine that will run it
 infer: ## Classify or generate over the held-out texts
 evaluate: ## Judge the predictions: report.html and report.json
 
-fetch prepare train merge convert: $(NEEDED)
+fetch prepare train merge convert imatrix: $(NEEDED)
 	$(STAGE) $@ $(RECIPE) $(ARGS)
 
 quantize infer evaluate: $(NEEDED)

@@ -4,7 +4,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export MAKE_PID=${MAKE_PID:-$PPID}
 
-quants=() words=() converted=F16
+quants=() words=() shared=(fetch prepare train merge convert) converted=F16
 while [ $# -gt 0 ]; do
     case "$1" in
         --quant)
@@ -12,6 +12,7 @@ while [ $# -gt 0 ]; do
             for quant in ${2//,/ }; do quants+=("$(tr '[:lower:]' '[:upper:]' <<<"$quant")"); done
             shift ;;
         outtype=*) converted=$(tr '[:lower:]' '[:upper:]' <<<"${1#outtype=}") && words+=("$1") ;;
+        imatrix=true) shared+=(imatrix) && words+=("$1") ;;
         *) words+=("$1") ;;
     esac
     shift
@@ -25,7 +26,7 @@ run() { # run STAGE WORDS…
 
 reports=()
 
-for stage in fetch prepare train merge convert; do
+for stage in "${shared[@]}"; do
     run "$stage" ${words[@]+"${words[@]}"}
 done
 for quant in "${quants[@]}"; do

@@ -10,7 +10,8 @@ stage=${1:-}
 case "$stage" in
     fetch | prepare | train | merge | convert | quantize | infer | evaluate | store) service=$stage ;;
     convert-lora) service=convert ;;
-    *) fail 2 "there is no stage '$stage': fetch, prepare, train, merge, convert, convert-lora, quantize, infer, evaluate or store" ;;
+    imatrix) service=infer ;;
+    *) fail 2 "there is no stage '$stage': fetch, prepare, train, merge, convert, convert-lora, imatrix, quantize, infer, evaluate or store" ;;
 esac
 
 # What goes into the provenance: the digest a registry knows the image by, or the engine's own.

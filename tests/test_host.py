@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tunemill.host import FEATURES, Gpu, parse_cpuinfo, parse_nvidia, this_host
+from tunemill.kernels import build_in, compiler_of
 
 X86 = """\
 processor\t: 0
@@ -70,3 +72,40 @@ def test_a_gpu_is_classed_by_its_architecture_not_by_its_number() -> None:
     assert replace(one, gpus=(card, card)).host_class == one.host_class
     assert replace(one, gpus=(replace(card, architecture="sm_80"),)).host_class != one.host_class
     assert one.host_class.startswith("cuda/sm_90/")
+
+
+def test_the_kernels_in_use_are_of_this_processor() -> None:
+    host = this_host()
+    if host.llama_cpp is None:
+        pytest.skip("llama.cpp is not installed here")
+    assert host.kernels
+    assert host.ggml.count(".") == 2
+    if host.machine == "x86_64" and Path("/proc/cpuinfo").exists():
+        flags = parse_cpuinfo(Path("/proc/cpuinfo").read_text())[1]
+        assert {"avx2", "fma", "f16c"} & set(host.kernels) <= flags
+
+
+def test_a_compiler_is_known_by_what_it_signs(tmp_path: Path) -> None:
+    library = tmp_path / "x.so"
+    library.write_bytes(b"\0" * ((1 << 20) - 9) + b"GCC: (Debian 12.2.0-14) 12.2.0\0GCC: (GNU) 4.8.5\0")
+    assert compiler_of(library) == "gcc-12.2.0"
+    library.write_bytes(b"Debian clang version 19.1.7 (3)\0")
+    assert compiler_of(library) == "clang-19.1.7"
+    library.write_bytes(b"nothing")
+    assert compiler_of(library) == "-"
+
+
+def test_libraries_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "libggml-base.so").write_bytes(b"no library")
+    assert build_in(tmp_path) is None
+
+
+def test_two_builds_are_two_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = os.environ.get("TUNEMILL_OTHER_LLAMA")
+    if not other:
+        pytest.skip("TUNEMILL_OTHER_LLAMA names no folder with a llama.cpp that was compiled otherwise")
+    here = this_host()
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", other)
+    this_host.cache_clear()
+    assert this_host().host_class != here.host_class
+    this_host.cache_clear()

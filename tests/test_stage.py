@@ -119,7 +119,7 @@ def test_only_what_binds_its_host_depends_on_it(
 ) -> None:
     run(PLANT)
     run(GROW)
-    elsewhere = replace(this_host(), features=("neon",), machine="aarch64")
+    elsewhere = replace(this_host(), kernels=("neon",), machine="aarch64")
     monkeypatch.setattr(stage, "this_host", lambda: elsewhere)
     assert run(PLANT).reused
     assert not run(GROW).reused
@@ -274,7 +274,9 @@ def test_a_host_is_classed_by_what_its_results_depend_on() -> None:
     assert replace(host, memory=1, cores=1, python="0").host_class == host.host_class
     for other in (
         replace(host, llama_cpp="0.0.1"),
-        replace(host, features=()),
+        replace(host, kernels=("neon",)),
+        replace(host, compiler="clang-1.0.0"),
+        replace(host, ggml="0.0.1"),
         replace(host, machine="sparc"),
         replace(host, backend="cuda"),
     ):

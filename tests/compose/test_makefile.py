@@ -29,7 +29,7 @@ def test_an_unknown_place_is_one_line_and_a_usage_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", ["fetch", "prepare", "train", "merge", "convert", "quantize", "infer", "evaluate"]
+    "stage", ["fetch", "prepare", "train", "merge", "convert", "imatrix", "quantize", "infer", "evaluate"]
 )
 def test_in_compose_a_stage_goes_through_the_launcher_and_needs_nothing_installed(stage: str) -> None:
     shown = make("-n", stage, "WHERE=compose", "MODEL=mine.yaml", "SET=seed=7").stdout

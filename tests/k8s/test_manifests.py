@@ -181,7 +181,7 @@ def test_components_give_the_same_in_any_order() -> None:
             found[name] = (spec["backoffLimit"], tolerated, env, container["resources"], pod["affinity"])
         return found
 
-    names = "train", "quantize", "infer"
+    names = "train", "imatrix", "quantize", "infer"
     forward, backward = summary("all-components"), summary("all-components-backwards")
     assert {name: forward[name] for name in names} == {name: backward[name] for name in names}
     assert len(forward["train"][1]) == 6
@@ -193,7 +193,7 @@ def test_a_gpu_goes_to_the_stages_that_use_one() -> None:
         (container,) = with_gpu[stage]["template"]["spec"]["containers"]
         asked = container["resources"]["limits"].get("nvidia.com/gpu")
         assert asked == container["resources"]["requests"].get("nvidia.com/gpu")
-        assert asked == ("1" if stage in ("train", "quantize", "infer") else None)
+        assert asked == ("1" if stage in ("train", "imatrix", "quantize", "infer") else None)
         if asked is None:
             assert with_gpu[stage] == plain[stage]
     volumes = {volume["name"]: volume for volume in with_gpu["train"]["template"]["spec"]["volumes"]}

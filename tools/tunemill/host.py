@@ -1,12 +1,13 @@
 """What this machine is: processor, GPU, memory, and the llama.cpp that is installed.
 
 The fingerprint goes into every artifact's provenance. Its ``host_class`` is what a quantization is
-bound to: backend, device architecture, processor features and llama.cpp build. All of it is read
-without importing llama.cpp.
+bound to: backend, device architecture, the kernels in use, compiler and llama.cpp build. All of it is
+read without importing llama.cpp.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -16,9 +17,10 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from tunemill.kernels import build_in, installed
 
 # Instruction sets that llama.cpp has kernels for; others change no result and would only split classes.
 FEATURES = frozenset(
@@ -62,20 +64,29 @@ class Host:
     """Version of llama-cpp-python, which pins llama.cpp; None where it is not installed."""
     backend: str
     """What the installed llama.cpp computes on: ``cpu`` or one of ``BACKENDS``."""
+    kernels: tuple[str, ...]
+    """Instruction sets that the installed llama.cpp was compiled to use and this processor has."""
+    compiler: str
+    """What compiled it, such as ``gcc-12.2.0``; ``-`` where that is not known."""
+    ggml: str
+    """Version of its tensor library; ``-`` where there is none."""
+
+    @property
+    def device(self) -> str:
+        """Architecture of what computes: the machine's, or the GPUs'."""
+        if self.backend == "cpu":
+            return self.machine
+        return "+".join(sorted({gpu.architecture for gpu in self.gpus}))
 
     @property
     def host_class(self) -> str:
-        """Backend, architecture, features, llama.cpp: equal classes compute alike."""
-        device = (
-            self.machine if self.backend == "cpu" else "+".join(sorted({g.architecture for g in self.gpus}))
-        )
-        return "/".join((self.backend, device, "+".join(self.features) or "-", f"llama-{self.llama_cpp}"))
+        """Backend, architecture, kernels, compiler, llama.cpp: equal classes compute alike."""
+        build = f"llama-{self.llama_cpp}-ggml-{self.ggml}"
+        return "/".join((self.backend, self.device, "+".join(self.kernels) or "-", self.compiler, build))
 
     def record(self) -> dict[str, Any]:
         """Return it as plain JSON values, the class included."""
-        return {**asdict(self), "features": list(self.features), "host_class": self.host_class} | {
-            "gpus": [asdict(gpu) for gpu in self.gpus]
-        }
+        return {**json.loads(json.dumps(asdict(self))), "host_class": self.host_class}
 
 
 @lru_cache(maxsize=1)
@@ -83,6 +94,8 @@ def this_host() -> Host:
     """Look at this machine, once."""
     processor, features = _apple_processor() if sys.platform == "darwin" else _linux_processor()
     gpus = _apple_gpu() if sys.platform == "darwin" else _nvidia_gpus()
+    libraries = installed()
+    build = build_in(libraries) if libraries else None
     return Host(
         system=platform.system(),
         machine=platform.machine(),
@@ -93,7 +106,10 @@ def this_host() -> Host:
         gpus=gpus,
         python=platform.python_version(),
         llama_cpp=_installed("llama-cpp-python"),
-        backend=_backend(gpus),
+        backend=_backend(gpus, libraries),
+        kernels=build.kernels if build else (),
+        compiler=build.compiler if build else "-",
+        ggml=build.ggml if build else "-",
     )
 
 
@@ -145,11 +161,9 @@ def _said(*command: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _backend(gpus: tuple[Gpu, ...]) -> str:
-    spec = find_spec("llama_cpp")
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    libraries = " ".join(path.name for place in places for path in Path(place, "lib").glob("*ggml*"))
-    built = [backend for backend in BACKENDS if f"ggml-{backend}" in libraries]
+def _backend(gpus: tuple[Gpu, ...], libraries: Path | None) -> str:
+    names = " ".join(path.name for path in libraries.glob("*ggml*")) if libraries else ""
+    built = [backend for backend in BACKENDS if f"ggml-{backend}" in names]
     return built[0] if built and gpus else "cpu"
 
 

@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tunemill.kernels import installed
+
 
 @lru_cache(maxsize=1)
 def load_llama() -> Any:
@@ -22,20 +24,27 @@ def load_llama() -> Any:
     """
     import llama_cpp
 
-    directory = libraries(llama_cpp)
+    directory = libraries()
     _library(directory, "ggml").ggml_backend_load_all_from_path(str(directory).encode())
     llama_cpp.llama_backend_init()
     return llama_cpp
 
 
-def libraries(llama_cpp: Any) -> Path:
-    """Return the folder of the compiled libraries."""
-    return Path(llama_cpp.__file__).parent / "lib"
+def libraries() -> Path:
+    """Return the folder of the compiled libraries.
+
+    Raises:
+        ModuleNotFoundError: there are none.
+    """
+    found = installed()
+    if found is None:
+        raise ModuleNotFoundError("the libraries of llama-cpp-python are missing", name="llama_cpp")
+    return found
 
 
 def build_of(llama_cpp: Any) -> dict[str, str]:
     """Return what identifies the library: version, ggml's build, and what it was compiled to use."""
-    base = _library(libraries(llama_cpp), "ggml-base")
+    base = _library(libraries(), "ggml-base")
     facts = {"version": llama_cpp.__version__, "system_info": llama_cpp.llama_print_system_info().decode()}
     for name in ("ggml_version", "ggml_commit"):
         function = getattr(base, name)
@@ -44,9 +53,9 @@ def build_of(llama_cpp: Any) -> dict[str, str]:
     return facts
 
 
-def ggml_base(llama_cpp: Any) -> ctypes.CDLL:
+def ggml_base() -> ctypes.CDLL:
     """Return the library of tensors, with the types of the functions that are used of it."""
-    base = _library(libraries(llama_cpp), "ggml-base")
+    base = _library(libraries(), "ggml-base")
     base.ggml_op_name.restype = base.ggml_get_name.restype = ctypes.c_char_p
     base.ggml_get_name.argtypes = base.ggml_nbytes.argtypes = [ctypes.c_void_p]
     base.ggml_nbytes.restype = ctypes.c_size_t

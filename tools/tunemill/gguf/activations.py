@@ -64,11 +64,11 @@ class Settings:
 class Collector:
     """Sums of squares by tensor, filled by llama.cpp's callback."""
 
-    def __init__(self, llama_cpp: Any) -> None:
+    def __init__(self) -> None:
         self.sums: dict[str, Sums] = {}
         self.counts: dict[str, Sums] = {}
         self.failure: Exception | None = None
-        self._base = ggml_base(llama_cpp)
+        self._base = ggml_base()
         self._operations: dict[int, str] = {}
         self._seen = False
 
@@ -134,7 +134,7 @@ def collect(
 
     Prints ``[ 3/ 64]`` after each text, as the quantizer does after each tensor.
     """
-    collector = Collector(llama_cpp)
+    collector = Collector()
     saved = target.with_suffix(".npz")
     done = _restore(collector, saved)
     callback = llama_cpp.ggml_backend_sched_eval_callback(collector.called)  # must outlive the context

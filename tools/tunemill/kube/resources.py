@@ -22,7 +22,7 @@ WITH_CUDA = ("train", "quantize", "infer")
 # Bytes of memory for each byte of the inputs' weights, beside what the program itself takes.
 # merge and quantize stream their tensors; convert holds one at a time; full training on a CPU holds value,
 # gradient and two moments in float32 for weights stored in two bytes.
-PER_INPUT_BYTE = {"train": 2.5, "convert": 0.5, "merge": 0.25, "quantize": 0.5, "infer": 1.2}
+PER_INPUT_BYTE = {"train": 2.5, "convert": 0.5, "merge": 0.25, "imatrix": 1.2, "quantize": 0.5, "infer": 1.2}
 FULL_TRAINING = 8.5
 PROGRAM = 3 * GIB
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)?")
