@@ -23,7 +23,7 @@ from pathlib import Path
 OWN = Path(__file__).with_name("engine.sh")
 OLDEST_ENGINE = 23  # the first whose BuildKit knows named build contexts
 READY_SECONDS = 60.0
-KEPT = "10GB"
+KEPT = "20GB"
 UNFIT = 78
 
 

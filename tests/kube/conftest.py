@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))  # apiserver, for this folder's tests alone
-
 from apiserver import TOKEN, Cluster, serve
-
 from tunemill import cli
 from tunemill.commands import submit as submit_command
 from tunemill.kube import api, follow, logs, submit, watching

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from apiserver import Cluster, Fault, status
-from conftest import DIGEST, write_kubeconfig
+
+from .conftest import DIGEST, write_kubeconfig
 
 Run = Callable[..., tuple[int, str, str]]
 Settings = Callable[..., Path]

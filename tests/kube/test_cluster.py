@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from apiserver import Cluster
 
+from apiserver import Cluster
 from tunemill.kube.settings import read_cluster
 
 Run = Callable[..., tuple[int, str, str]]
@@ -20,7 +20,13 @@ def rich(cluster: Cluster) -> Cluster:
     cluster.kueue = True
     cluster.put("localqueues", {"metadata": {"name": "gpu"}})
     cluster.put("nodes", {"metadata": {"name": "n1"}, "status": {"allocatable": {"nvidia.com/gpu": "2"}}})
-    cluster.put("nodes", {"metadata": {"name": "n2"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}})
+    cluster.put(
+        "nodes",
+        {
+            "metadata": {"name": "n2", "labels": {"nvidia.com/gpu.memory": "81559"}},
+            "status": {"allocatable": {"nvidia.com/gpu": "8"}},
+        },
+    )
     default = {"storageclass.kubernetes.io/is-default-class": "true"}
     cluster.put("storageclasses", {"metadata": {"name": "fast", "annotations": default}})
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -42,7 +48,7 @@ def test_what_was_found_is_said_and_written(rich: Cluster, run: Run, tmp_path: P
     found = read_cluster(tmp_path / "new.yaml")
     assert (found.context, found.namespace, found.queue) == ("lab", "lab", "gpu")
     assert found.gpu
-    assert (found.gpu.resource, found.gpu.count) == ("nvidia.com/gpu", 8)
+    assert (found.gpu.resource, found.gpu.count, found.gpu.memory) == ("nvidia.com/gpu", 8, "81559Mi")
     assert found.store
     assert (found.store.url, found.store.endpoint) == ("s3://lab/x", "https://s3.example")
     text = (tmp_path / "new.yaml").read_text()

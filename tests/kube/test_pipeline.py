@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from apiserver import Cluster, Json
 
+from apiserver import Cluster, Json
 from tunemill import cli
 from tunemill.kube import api
 from tunemill.kube.driver import RULES

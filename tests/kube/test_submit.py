@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from apiserver import Cluster, Fault, Json
 
+from apiserver import Cluster, Fault, Json
 from tunemill import __version__
 from tunemill.action import action_tag
 from tunemill.progress import Progress
@@ -42,7 +42,7 @@ def finish(cluster: Cluster, job: Json, *lines: str, code: int = 0) -> None:
         cluster.end_job(name, "Failed", "PodFailurePolicy", f"Container stage for pod lab/{pod} failed")
 
 
-def publish_fetched(folder: Path) -> str:
+def publish_fetched(folder: Path, facts: Json | None = None) -> str:
     """Publish what the tiny model's fetch would have made, and return its reference."""
     store, files = open_store(str(folder / "store")), folder / "files"
     files.mkdir()
@@ -64,7 +64,7 @@ def publish_fetched(folder: Path) -> str:
         started=moment,
         finished=moment,
     )
-    draft = Draft(planned.output, "base", files, {}, made, (action_tag(planned.key),))
+    draft = Draft(planned.output, "base", files, facts or {}, made, (action_tag(planned.key),))
     return store.publish(draft, Progress(quiet=True)).reference
 
 
@@ -171,6 +171,62 @@ class TestSubmit:
         assert {"key": "gpu", "operator": "Exists"} in pod["tolerations"]
         assert "looks by itself whether its output exists" in stderr  # no such store at that endpoint
         assert len(job["metadata"]["name"]) <= 63
+
+    @pytest.mark.parametrize(
+        ("words", "nodes", "processes"),
+        [
+            (("--nodes", "3", "--gpus", "0"), "3", "1"),
+            (("--gpus", "4"), "1", "gpu"),
+            (("--nodes", "2", "--gpus", "8"), "2", "gpu"),
+        ],
+    )
+    def test_several_processes_train_behind_a_service(
+        self,
+        cluster: Cluster,
+        run: Run,
+        settings: Settings,
+        words: tuple[str, ...],
+        nodes: str,
+        processes: str,
+    ) -> None:
+        settings(store=None, gpu={"count": 8})
+        cluster.put("nodes", {"metadata": {"name": "a"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}})
+        code, stdout, stderr = run("submit", "train", *TINY, *words, "--detach")
+        assert code == 0, stderr
+        job = cluster.get("jobs", stdout.strip())
+        assert job
+        assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (int(nodes), int(nodes))
+        container = job["spec"]["template"]["spec"]["containers"][0]
+        environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert (environment["NODES"], environment["PROCESSES"]) == (nodes, processes)
+        assert "tunemill.train.launch" in container["command"]
+        assert cluster.names("services") == ["tunemill-train"]
+
+    def test_the_tree_s_own_number_of_nodes_stands(
+        self, cluster: Cluster, run: Run, settings: Settings
+    ) -> None:
+        settings(components=["multinode"], store=None, gpu={"count": 8})
+        cluster.put("nodes", {"metadata": {"name": "a"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}})
+        code, stdout, stderr = run("submit", "train", *TINY, "--gpus", "4", "--detach")
+        assert code == 0, stderr
+        job = cluster.get("jobs", stdout.strip())
+        assert job
+        assert job["spec"]["completions"] == 2
+
+    def test_a_model_that_no_gpu_can_hold_is_refused_before_it_waits_for_one(
+        self, cluster: Cluster, run: Run, settings: Settings, tmp_path: Path
+    ) -> None:
+        settings(gpu={"resource": "nvidia.com/gpu", "count": 4, "memory": "24576Mi"})
+        publish_fetched(tmp_path, {"parameters": 70_000_000_000})
+        training = ("submit", "train", *TINY, "--set", "method=qlora", "--detach")
+        code, _, stderr = run(*training)
+        assert code == 78
+        assert "method=qlora needs at least 34Gi on each GPU for a model of 70.0 B parameters" in stderr
+        assert stderr.count("\n") == 1
+        code, _, stderr = run(*training, "--set", "memory_check=false")
+        assert code == 2  # what is missing next
+        assert "train needs data" in stderr
+        assert cluster.names("jobs") == []
 
     def test_the_server_is_asked_before_anything_is_created(self, cluster: Cluster, run: Run) -> None:
         assert run("submit", "fetch", *TINY, "--detach")[0] == 0

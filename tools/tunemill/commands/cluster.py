@@ -178,7 +178,7 @@ def file_text(found: Found, chosen: dict[str, Any]) -> str:
         "gpu:",
         f"  resource: {name}",
         f"  count: {'null' if found.gpus is None else number} # most that one node has: {gpu_comment}",
-        "  memory: null # of one GPU, such as 80Gi; for your own notes",
+        f"  memory: {found.gpu_memory or 'null'} # of one GPU: a training that needs more is refused",
         "cacheVolume: null # a PersistentVolumeClaim to keep /work on, in place of the pod's own",
     ]
     return "\n".join(lines) + "\n"

@@ -68,6 +68,12 @@ class Place:
     help="GPUs of the pod.  [default: 1 for train and infer where there are any]",
 )
 @click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="For train: pods that train together, each with its GPUs.  [default: 1]",
+)
+@click.option(
     "--memory",
     metavar="QUANTITY",
     help="Memory of the pod, such as 32Gi.  [default: by the stage and its inputs]",
@@ -100,6 +106,7 @@ def submit(
     inputs: Sequence[str],
     quants: Sequence[str],
     gpus: int | None,
+    nodes: int | None,
     memory: str | None,
     shards: int | None,
     store_url: str | None,
@@ -126,8 +133,12 @@ def submit(
         return _drive(Path(driver))
     flags = Flags(detach, dry_run, as_json, in_cluster)
     _check_usage(stage, inputs, quants, shards, flags)
+    if nodes and stage not in ("train", PIPELINE):
+        raise UsageError(f"--nodes is for train: {stage} runs in one pod, and infer shares rows by --shards")
     given = Choice(file=recipe_file, **choice)
-    wish = Wish(stage, given, resolve(given, known_keys()), _inputs(inputs), gpus, memory, shards)
+    wish = Wish(
+        stage, given, resolve(given, known_keys()), _inputs(inputs), gpus, memory, shards, nodes=nodes
+    )
     wishes = list(_stages_of(wish, quants)) if stage == PIPELINE else [wish]
     for one in wishes:
         _configure(one)  # what is wrong with the last stage is said now
@@ -175,7 +186,8 @@ def _stages_of(wish: Wish, quants: Sequence[str]) -> Iterator[Wish]:
     for step in lay_out(wish.recipe, split_quants(quants or ("Q4_K_M",))):
         choice = wish.choice if step.quant is None else _with_quant(wish.choice, step.quant)
         shards = wish.shards if step.stage == "infer" else None
-        yield replace(wish, stage=step.stage, choice=choice, recipe=step.recipe, shards=shards)
+        nodes = wish.nodes if step.stage == "train" else None
+        yield replace(wish, stage=step.stage, choice=choice, recipe=step.recipe, shards=shards, nodes=nodes)
 
 
 def _with_quant(choice: Choice, quant: str) -> Choice:
@@ -224,7 +236,7 @@ def _submit_one(api: Api, cluster: Cluster, prepared: Prepared, flags: Flags) ->
     """Return the exit code and the output's reference; detached, zero and the Job's name."""
     from tunemill.kube.submit import keep_files, submit
 
-    submitted = submit(api, prepared.job, cluster, _objects(cluster))
+    submitted = submit(api, prepared.job, cluster, _objects(cluster, *_together(prepared.wish)))
     if prepared.files:
         keep_files(api, submitted, submitted.name, prepared.files)
     _say(f"{prepared.wish.component}: {'following' if submitted.found else 'submitted'} {submitted.name}")
@@ -274,7 +286,7 @@ def _submit_driver(place: Place, wishes: Sequence[Wish], flags: Flags) -> int:
     api = _connect(place.cluster)
     for prepared in steps:
         _check(api, place.cluster, prepared)
-    base = _objects(place.cluster)
+    base = _objects(place.cluster, *(name for prepared in steps for name in _together(prepared.wish)))
     deadline = sum(prepared.job["spec"].get("activeDeadlineSeconds", WEEK) for prepared in steps)
     job = driver_job(pick(base, "fetch"), last.request, key, deadline, place.cluster)
     if flags.dry_run:
@@ -314,8 +326,24 @@ def _prepare(place: Place, wish: Wish, salt: str = "") -> Prepared:
     from tunemill.kube.resources import gpus_for
 
     gpus = gpus_for(wish.component, wish.gpus, place.cluster)
-    extra = (*(["gpu"] if gpus else []), *(["shards"] if wish.shards else []))
+    wish = _with_nodes(place, wish, gpus)
+    extra = (*(["gpu"] if gpus else []), *(["shards"] if wish.shards else []), *_together(wish))
     return prepare(wish, _objects(place.cluster, *extra), place.cluster, place.store, salt)
+
+
+def _together(wish: Wish) -> list[str]:
+    """Return the component of a training in several processes, whose pods need a Service to meet."""
+    return ["multinode"] if wish.nodes else []
+
+
+def _with_nodes(place: Place, wish: Wish, gpus: int) -> Wish:
+    """Let several GPUs of one node train by a process each, unless the tree has a number of nodes already."""
+    from tunemill.kube.render import pick
+
+    if wish.stage != "train" or wish.nodes or gpus < 2:
+        return wish
+    tree = pick(_objects(place.cluster), "train")["spec"]
+    return wish if tree.get("completionMode") == "Indexed" else replace(wish, nodes=1)
 
 
 def _shared_out(place: Place, wish: Wish) -> list[Wish]:

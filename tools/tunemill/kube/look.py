@@ -10,6 +10,7 @@ from tunemill.kube.api import Api, Json, NotFound
 from tunemill.kube.follow import kueue_version
 
 GPU_NAMES = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "gpu.intel.com/xe")
+GPU_MEMORY = "nvidia.com/gpu.memory"  # a label, in MiB
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 ENFORCE = "pod-security.kubernetes.io/enforce"
 NEEDED = (
@@ -37,6 +38,8 @@ class Found:
     queues: Sequence[str]
     gpus: Sequence[tuple[str, int, str]] | None
     """Resource, the most of one node, that node; None where nodes cannot be listed."""
+    gpu_memory: str | None
+    """Of the largest GPU, as NVIDIA's feature discovery labels nodes."""
     storage_class: str | None
     secret: bool | None
     missing: Sequence[str] = field(default_factory=tuple)
@@ -61,6 +64,7 @@ def look_around(api: Api, secret: str) -> Found:
         kueue=kueue,
         queues=_names(_items(api, api.path(kueue, "localqueues")) if kueue else None),
         gpus=None if nodes is None else gpu_offers(nodes),
+        gpu_memory=gpu_memory(nodes or []),
         storage_class=_default_class(_items(api, "/apis/storage.k8s.io/v1/storageclasses")),
         secret=_is_there(_try(api, f"{api.path('v1', 'secrets')}/{secret}")),
         missing=missing,
@@ -76,6 +80,13 @@ def gpu_offers(nodes: Sequence[Json]) -> list[tuple[str, int, str]]:
             offer = (int(allocatable[name]), node["metadata"]["name"])
             most[name] = max(most.get(name, (0, "")), offer)
     return [(name, number, node) for name, (number, node) in sorted(most.items()) if number]
+
+
+def gpu_memory(nodes: Sequence[Json]) -> str | None:
+    """Return the memory of the largest GPU as a quantity, or None where no node has the label."""
+    labels = [node["metadata"].get("labels") or {} for node in nodes]
+    sizes = [int(found[GPU_MEMORY]) for found in labels if str(found.get(GPU_MEMORY, "")).isdecimal()]
+    return f"{max(sizes)}Mi" if sizes else None
 
 
 def _may(api: Api, right: tuple[str, str, str]) -> bool:

@@ -54,6 +54,7 @@ class Request:
     files: tuple[str, ...] = ()
     """Names of files that the pod finds under ``FILES``, from a ConfigMap of the Job's name."""
     shards: int | None = None
+    nodes: int | None = None
 
 
 def kustomize(cluster: Cluster, extra: Sequence[str] = ()) -> list[Json]:
@@ -118,8 +119,10 @@ def fill(template: Json, request: Request, cluster: Cluster) -> Json:
     _set_environment(container, {"TUNEMILL_IMAGE": request.image, **_store_environment(cluster)})
     if request.shards:
         _set_environment(container, {"SHARDS": str(request.shards)})
-        if job["spec"].get("completionMode") == "Indexed":
-            job["spec"] |= {"completions": request.shards, "parallelism": request.shards}
+        _set_completions(job, request.shards)
+    if request.nodes:
+        _set_environment(container, {"NODES": str(request.nodes)})
+        _set_completions(job, request.nodes)
     _set_resources(container, request, cluster)
     _place(pod["spec"], cluster)
     _set_volumes(pod["spec"], request, cluster)
@@ -169,6 +172,11 @@ def _store_environment(cluster: Cluster) -> dict[str, str]:
         "AWS_DEFAULT_REGION": cluster.store.region,
     }
     return {name: value for name, value in values.items() if value}
+
+
+def _set_completions(job: Json, number: int) -> None:
+    if job["spec"].get("completionMode") == "Indexed":
+        job["spec"] |= {"completions": number, "parallelism": number}
 
 
 def _set_environment(container: Json, values: dict[str, str]) -> None:

@@ -16,7 +16,15 @@ from tunemill.image import IMAGES
 from tunemill.kube.api import Json
 from tunemill.kube.naming import job_name, request_key
 from tunemill.kube.render import FILES, Request, fill, pick, stage_container
-from tunemill.kube.resources import at_least, gpus_for, image_name, memory_for, parse_quantity, work_for
+from tunemill.kube.resources import (
+    at_least,
+    check_gpu_memory,
+    gpus_for,
+    image_name,
+    memory_for,
+    parse_quantity,
+    work_for,
+)
 from tunemill.kube.settings import Cluster
 from tunemill.recipe import Choice, Recipe
 from tunemill.stage import Plan, plan
@@ -45,6 +53,8 @@ class Wish:
     """Pods that share the rows of infer."""
     joins: bool = False
     """Of sharded infer: the Job that joins what the shards predicted."""
+    nodes: int | None = None
+    """Pods that train together; the tree's own number if None."""
 
     @property
     def component(self) -> str:
@@ -110,6 +120,8 @@ def prepare(
     gpus = gpus_for(wish.component, wish.gpus, cluster)
     template = pick(objects, wish.component)
     sizes = {role: artifact.size for role, artifact in planned.inputs.items()} if planned else {}
+    if gpus and wish.stage == "train" and planned and "base" in planned.inputs:
+        check_gpu_memory(planned.inputs["base"].facts, resolved(config), cluster)
     request = Request(
         stage=wish.stage,
         name=job_name(wish.component, run, key),
@@ -123,6 +135,7 @@ def prepare(
         work=at_least(work_for(sizes), _work_size(template)),
         files=tuple(files),
         shards=wish.shards,
+        nodes=wish.nodes,
     )
     existing = planned.existing if planned and not load_stage(wish.stage).binds_host else None
     missing = tuple(planned.missing.values()) if planned else ()

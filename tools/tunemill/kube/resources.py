@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
-from tunemill.errors import UsageError
+from tunemill.errors import ConfigurationError, UsageError
 from tunemill.kube.settings import Cluster
+from tunemill.train.memory import FOUR_BIT_BYTES, PER_TRAINED
 
 GIB = 1 << 30
 ON_GPU = ("train", "infer")
@@ -25,6 +27,8 @@ WITH_CUDA = ("train", "quantize", "infer")
 PER_INPUT_BYTE = {"train": 2.5, "convert": 0.5, "merge": 0.25, "imatrix": 1.2, "quantize": 0.5, "infer": 1.2}
 FULL_TRAINING = 8.5
 PROGRAM = 3 * GIB
+LEAST_ON_GPU = {"qlora": FOUR_BIT_BYTES, "lora": 2.0, "full": float(PER_TRAINED["small"])}
+"""Bytes of a GPU for each parameter, at the very least: every GPU of a training holds the whole model."""
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)?")
 UNITS = {
     "": 1,
@@ -66,6 +70,27 @@ def memory_for(stage: str, sizes: Mapping[str, int], settings: Mapping[str, obje
     if stage in WITH_CUDA and gpus:
         factor = min(factor, 1.25)
     return PROGRAM + int(weights * factor)
+
+
+def check_gpu_memory(facts: Mapping[str, Any], settings: Mapping[str, Any], cluster: Cluster) -> None:
+    """Refuse a training that no GPU of the cluster can hold, before it waits in a queue for one.
+
+    ``facts`` are the base's. The training itself looks closer, at what is free on its GPU.
+
+    Raises:
+        ConfigurationError: the weights alone are larger than a GPU.
+    """
+    least = LEAST_ON_GPU.get(str(settings.get("method")))
+    there = cluster.gpu.memory if cluster.gpu else None
+    if not there or not least or not facts.get("parameters") or not settings.get("memory_check", True):
+        return
+    needed = int(facts["parameters"] * least)
+    if needed > parse_quantity(there):
+        raise ConfigurationError(
+            f"method={settings['method']} needs at least {math.ceil(needed / GIB)}Gi on each GPU for a model "
+            f"of {facts['parameters'] / 1e9:.1f} B parameters, and a GPU here has {there} (gpu.memory in "
+            "cluster.yaml): set method=qlora or a smaller model, or memory_check=false to try"
+        )
 
 
 def work_for(sizes: Mapping[str, int]) -> int | None:

@@ -35,7 +35,7 @@ class GpuPart(_Part):
 
     resource: str = Field("nvidia.com/gpu", description="Name under which nodes offer them")
     count: int | None = Field(None, ge=0, description="Most that one node has, also one not started yet")
-    memory: str | None = Field(None, description="Memory of one")
+    memory: str | None = Field(None, description="Memory of one; null checks nothing")
 
 
 class Toleration(_Part):

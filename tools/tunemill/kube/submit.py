@@ -28,6 +28,7 @@ SUPPORT = {
     "ServiceAccount": "serviceaccounts",
     "ConfigMap": "configmaps",
     "NetworkPolicy": "networkpolicies",
+    "Service": "services",
     "Role": "roles",
     "RoleBinding": "rolebindings",
 }

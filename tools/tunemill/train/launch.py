@@ -8,6 +8,7 @@ no retry mends, from a preempted node. Here the code is that of the process that
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
 def _torchrun(arguments: Sequence[str]) -> None:
     import torch.distributed.run as torchrun
 
+    # Else one store outlives restarts, and a restarted process may find a dead one's address in it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     untyped: Any = torchrun
     parser = untyped.get_args_parser()
     parser.allow_abbrev = False  # else the command's own --run is taken for torchrun's --run-path

@@ -83,7 +83,7 @@ def joined(config: TrainBase) -> Iterator[Ranks]:
         torch.cuda.set_device(local_rank)
     with lost_processes():
         try:
-            _meet("nccl" if on_gpu else "gloo", timeout)
+            torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
         except (torch.distributed.DistError, ValueError, OSError) as error:
             raise TransientError(
                 f"process {rank} of {size} cannot meet the others: {_first_line(error)}; "
@@ -92,24 +92,6 @@ def joined(config: TrainBase) -> Iterator[Ranks]:
         channel = torch.distributed.new_group(backend="gloo", timeout=timeout) if on_gpu else None
         yield Ranks(rank, local_rank, size, channel)
     torch.distributed.destroy_process_group()
-
-
-def _meet(backend: str, timeout: timedelta) -> None:
-    """Join torch's process group.
-
-    torchrun keeps its store over restarts, and a restarted process may find the address of a dead one in it.
-    On one node all know the number of the restart, and meet where nobody was before.
-    """
-    import torch.distributed
-
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
-        torch.distributed.init_process_group(backend, timeout=timeout)
-        return
-    untyped: Any = torch.distributed
-    found, rank, size = next(untyped.rendezvous("env://", timeout=timeout))
-    store = untyped.PrefixStore(f"restart-{restarts}", found)
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 @contextmanager

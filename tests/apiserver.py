@@ -2,7 +2,8 @@
 
 Resource versions, watches with bookmarks, 410, optimistic conflicts, dry runs, strict field validation by the
 published schemas, Status objects for errors, logs that go on from a whole second. What controllers and
-kubelets do is told by the test: ``Cluster.start_pod`` and its siblings.
+kubelets do is told by the test, by ``Cluster.start_pod`` and its siblings, or done by
+``tests/images/kubelet.py``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ KINDS = {
     "secrets": ("v1", "Secret"),
     "configmaps": ("v1", "ConfigMap"),
     "serviceaccounts": ("v1", "ServiceAccount"),
+    "services": ("v1", "Service"),
     "persistentvolumeclaims": ("v1", "PersistentVolumeClaim"),
     "networkpolicies": ("networking.k8s.io/v1", "NetworkPolicy"),
     "roles": ("rbac.authorization.k8s.io/v1", "Role"),
@@ -140,7 +142,9 @@ class Cluster:
 
     # What controllers and kubelets do.
 
-    def start_pod(self, job: Json, suffix: str = "abcde", state: Json | None = None) -> str:
+    def start_pod(
+        self, job: Json, suffix: str = "abcde", state: Json | None = None, index: int | None = None
+    ) -> str:
         """Create a pod of a Job; its stage runs unless ``state`` says otherwise."""
         name = f"{job['metadata']['name']}-{suffix}"
         template = copy.deepcopy(job["spec"]["template"])
@@ -150,7 +154,10 @@ class Cluster:
             {"name": "stage", "image": image, "imageID": "", "ready": False, "restartCount": 0}
             | {"state": state or {"running": {"startedAt": now()}}}
         ]
-        metadata = {"name": name, "labels": template["metadata"]["labels"]}
+        labels = template["metadata"]["labels"]
+        if index is not None:
+            labels["batch.kubernetes.io/job-completion-index"] = str(index)
+        metadata = {"name": name, "labels": labels}
         self.put("pods", {"metadata": metadata, "spec": template["spec"], "status": status})
         self.change("jobs", job["metadata"]["name"], lambda job: job.update(status={"active": 1, "ready": 1}))
         return name
