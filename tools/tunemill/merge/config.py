@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tunemill.work import Stage, StageConfig
+from tunemill.parity.config import ParityConfig
+from tunemill.work import Stage
 
 
-class MergeConfig(StageConfig):
-    """Settings of the merge. None of them changes the result."""
+class MergeConfig(ParityConfig):
+    """Settings of the merge. None of them changes the result, but some whether it is published."""
 
     n_threads: int = Field(
         default=0,
@@ -16,6 +17,19 @@ class MergeConfig(StageConfig):
         le=256,
         description="worker threads; 0 takes one per core, up to 8",
         json_schema_extra={"identity": False},
+    )
+    merge_max_mean_kl: float = Field(
+        default=0.01, ge=0, description="most mean KL in nats between trained and merged model"
+    )
+    merge_max_worst_kl: float = Field(default=0.5, ge=0, description="most KL in nats at any one position")
+    merge_min_top1: float = Field(
+        default=0.97, ge=0, le=1, description="least share of positions with the same likeliest token"
+    )
+    merge_max_label_flips: float = Field(
+        default=0.05, ge=0, le=1, description="largest share of prompts that get another label"
+    )
+    merge_min_p_value: float = Field(
+        default=0.01, ge=0, le=1, description="least p of McNemar's exact test where right labels were lost"
     )
 
 
@@ -27,4 +41,5 @@ STAGE = Stage(
     output="{run}/merged",
     kind="merged",
     work="tunemill.merge.merge:merge",
+    check="tunemill.merge.parity:check",
 )

@@ -18,10 +18,13 @@ from threadpoolctl import threadpool_limits
 
 from tunemill.errors import BadDataError
 from tunemill.files import disk_errors, need_space, write_json
-from tunemill.merge.adapter import CONFIG, Adapter, read_adapter
+from tunemill.merge.adapter import Adapter, read_adapter
 from tunemill.merge.config import MergeConfig
-from tunemill.merge.plan import HEAD, Plan, plan_merge
+from tunemill.merge.parity import prove_parity
+from tunemill.merge.places import HEAD
+from tunemill.merge.plan import Plan, plan_merge
 from tunemill.merge.rewrite import copy_range, write_shard
+from tunemill.merge.settings import CONFIG
 from tunemill.weights import INDEX, Header, read_headers
 from tunemill.work import Facts, Input, Work
 
@@ -38,16 +41,20 @@ OF_TOKENIZER = (
     "prompting.json",
 )
 """Training may have added tokens or set the template, so its files win over the base's."""
-TRAINING_ONLY = ("metrics.csv", "metrics.svg", "training.json")
+TRAINING_ONLY = ("metrics.csv", "metrics.svg", "training.json", "probes.json", "parity.npz")
 
 
 def merge(work: Work[MergeConfig]) -> Facts:
-    """Write the merged model into ``work.output``.
+    """Write the merged model into ``work.output`` and prove that it answers as the trained one did.
 
     Raises:
-        BadDataError: an input is damaged, or the adapter was trained on another base.
+        BadDataError: an input is damaged, the adapter was trained on another base, or parity is lost.
         TransientError: the disk is full.
     """
+    return _fold(work) | {"base": _origin(work.inputs["base"])} | prove_parity(work)
+
+
+def _fold(work: Work[MergeConfig]) -> Facts:
     base, adapter = work.inputs["base"], work.inputs["adapter"]
     proved = _check_base(base, adapter)
     if not (adapter.path / CONFIG).exists():
@@ -55,13 +62,20 @@ def merge(work: Work[MergeConfig]) -> Facts:
     config = _model_config(base)
     headers = read_headers(base.path)
     change = read_adapter(adapter.path)
-    plan = plan_merge(headers, change)
+    plan = plan_merge(
+        headers, change.changes, config, str(change.header.path), change.settings.ensure_weight_tying
+    )
     need_space(work.output, sum(shard.size for shard in plan.shards))
     _copy_small_files(base.path, adapter.path, work.output)
-    _write_shards(work, plan, change.header.path)
-    if plan.untied:
-        _record_untied(work.output, config, plan)
+    _write_shards(work, plan, [change.header.path])
+    _record_layout(work.output, config, plan)
     return _facts(plan, change, headers) | {"base_proved": proved}
+
+
+def _origin(base: Input) -> Facts:
+    """Return where the base came from, which the GGUF will say of itself."""
+    known = {name: base.facts.get(name) for name in ("name", "license", "commit")}
+    return {"reference": base.reference} | {name: fact for name, fact in known.items() if fact is not None}
 
 
 def _check_base(base: Input, adapter: Input) -> bool:
@@ -121,7 +135,7 @@ def _copy_file(source: Path, target: Path) -> None:
         copy_range(reader.fileno(), writer.fileno(), 0, 0, source.stat().st_size)
 
 
-def _write_shards(work: Work[MergeConfig], plan: Plan, adapter: Path) -> None:
+def _write_shards(work: Work[MergeConfig], plan: Plan, adapters: Sequence[Path]) -> None:
     threads = work.config.n_threads or min(MOST_THREADS, os.cpu_count() or 1)
     total = sum(shard.size for shard in plan.shards)
     with (
@@ -130,18 +144,25 @@ def _write_shards(work: Work[MergeConfig], plan: Plan, adapter: Path) -> None:
         ThreadPoolExecutor(threads) as pool,
     ):
         for shard in plan.shards:
-            write_shard(shard, adapter, work.output / shard.source.name, pool, task.advance)
+            write_shard(shard, adapters, work.output / shard.source.name, pool, task.advance)
 
 
-def _record_untied(output: Path, config: dict[str, Any], plan: Plan) -> None:
-    """Tell loaders that the output embeddings now have a tensor of their own."""
+def _record_layout(output: Path, config: dict[str, Any], plan: Plan) -> None:
+    """Tell loaders of tokens that training added, and of output embeddings with a tensor of their own."""
+    news: dict[str, Any] = {"vocab_size": plan.vocabulary} if plan.vocabulary else {}
+    if plan.untied:
+        news["tie_word_embeddings"] = False
+    if not news:
+        return
     text = config.get("text_config")
     if isinstance(text, dict):
-        config = config | {"text_config": text | {"tie_word_embeddings": False}}
-    write_json(output / "config.json", config | {"tie_word_embeddings": False})
+        config = config | {"text_config": text | news}
+        news = {key: value for key, value in news.items() if key in config or key == "tie_word_embeddings"}
+    write_json(output / "config.json", config | news)
     if (output / INDEX).exists():
         index = json.loads((output / INDEX).read_text("utf-8"))
-        index["weight_map"][HEAD] = plan.untied
+        if plan.untied:
+            index["weight_map"][HEAD] = plan.untied
         index["metadata"] = dict(index.get("metadata") or {}, total_size=plan.tensor_bytes)
         write_json(output / INDEX, index)
 
@@ -149,12 +170,18 @@ def _record_untied(output: Path, config: dict[str, Any], plan: Plan) -> None:
 def _facts(plan: Plan, adapter: Adapter, headers: Sequence[Header]) -> Facts:
     tensors = [tensor for header in headers for tensor in header.tensors.values()]
     return {
-        "method": "rslora" if adapter.settings.use_rslora else "lora",
+        "method": _method(adapter),
         "rank": adapter.settings.r,
         "alpha": adapter.settings.lora_alpha,
         "tensors": sum(len(shard.places) for shard in plan.shards),
-        "tensors_changed": len(adapter.changes),
+        "tensors_changed": plan.changed,
         "types": sorted({tensor.dtype for tensor in tensors}),
         "bytes": sum(shard.size for shard in plan.shards),
         "untied": plan.untied is not None,
+        "vocabulary": plan.vocabulary,
     }
+
+
+def _method(adapter: Adapter) -> str:
+    named = {"rslora": adapter.settings.use_rslora, "dora": adapter.settings.use_dora}
+    return "+".join(name for name, used in named.items() if used) or "lora"

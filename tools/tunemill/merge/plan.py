@@ -1,8 +1,9 @@
 """Decides, from headers alone, what every file of the merged model will hold.
 
 The merged model keeps the base's shards, names, order and types, so all bytes the adapter does not
-touch can be copied. One thing may be added: when input and output embeddings share one tensor and
-the adapter changes one of the two, the other keeps the base's values and needs a tensor of its own.
+touch can be copied. Two things may grow: the embeddings, when training added tokens, and the last
+tensor of a shard's list, when input and output embeddings share one tensor and the adapter changes
+them differently: then the output embeddings need a tensor of their own.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from tunemill.errors import BadDataError
-from tunemill.merge.adapter import FLOATS, Adapter, Change
-from tunemill.weights import Header, Tensor
-
-HEAD = "lm_head.weight"
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight")
+from tunemill.merge.adapter import FLOATS
+from tunemill.merge.change import Change
+from tunemill.merge.places import HEAD, HEAD_BIAS, embedding_of, place_changes
+from tunemill.merge.same import same_change
+from tunemill.weights import BITS, Header, Tensor
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,17 @@ class Place:
     """One tensor of an output file."""
 
     name: str
+    shape: tuple[int, ...]
     source: Tensor
-    """The base's tensor."""
+    """The base's tensor, whose type it keeps."""
     change: Change | None
-    start: int
-    """Offset in the output file; type, shape and size are the source's."""
+    start: int = 0
+    """Offset in the output file."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * BITS[self.source.dtype] // 8
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Shard:
     @property
     def size(self) -> int:
         """Bytes of the whole file."""
-        return len(self.header) + sum(place.source.size for place in self.places)
+        return len(self.header) + sum(place.size for place in self.places)
 
 
 @dataclass(frozen=True)
@@ -55,98 +64,157 @@ class Plan:
     shards: tuple[Shard, ...]
     untied: str | None
     """The file in which the output embeddings got a tensor of their own, if they did."""
+    vocabulary: int | None
+    """Rows of the embeddings, if training added tokens."""
 
     @property
     def tensor_bytes(self) -> int:
         """Bytes of all tensors, as an index states them."""
-        return sum(place.source.size for shard in self.shards for place in shard.places)
+        return sum(place.size for shard in self.shards for place in shard.places)
+
+    @property
+    def changed(self) -> int:
+        """How many tensors are not the base's."""
+        return sum(place.change is not None for shard in self.shards for place in shard.places)
 
 
-def plan_merge(headers: Sequence[Header], adapter: Adapter) -> Plan:
+def plan_merge(
+    headers: Sequence[Header],
+    changes: Mapping[str, Change],
+    config: Mapping[str, Any],
+    adapter: str,
+    keep_tied: bool = False,
+) -> Plan:
     """Lay out the merged model.
+
+    ``changes`` are under the model's names; ``config`` is the base's; ``adapter`` names the adapters in
+    messages; ``keep_tied`` is PEFT's ``ensure_weight_tying``.
 
     Raises:
         BadDataError: the adapter names a tensor the base lacks, or one of another shape.
     """
     base = {name: tensor for header in headers for name, tensor in header.tensors.items()}
-    changes = _located(adapter, base)
-    tied = _tied_embedding(base, changes)
-    if tied and adapter.settings.ensure_weight_tying:
-        raise BadDataError(
-            f"{adapter.header.path} trains tied embeddings together (ensure_weight_tying), "
-            "which merge does not support"
-        )
-    for name, change in changes.items():
-        _check(name, change, base[tied if name == HEAD and tied else name], adapter)
-    shards = [_shard(header, changes, tied if tied in header.tensors else None) for header in headers]
-    untied = [header.path.name for header in headers if tied in header.tensors]
-    return Plan(tuple(shards), untied[0] if untied else None)
+    placed = place_changes(changes, base, str(config.get("model_type")), adapter)
+    tied = embedding_of(base) if HEAD not in base else None
+    together = tied is not None and _stay_tied(placed, tied, keep_tied)
+    if together:
+        placed.pop(HEAD, None)
+    apart = tied if not together and placed.keys() & {HEAD, tied} else None
+    vocabulary = _vocabulary(placed, base, apart, adapter)
+    for name, change in placed.items():
+        own = base[tied if name == HEAD and tied else name]
+        shape = _shape(name, own, vocabulary)
+        placed[name] = _settled(change, shape)
+        _check(name, placed[name], own, shape, adapter)
+    shards = [
+        _shard(header, placed, apart if apart in header.tensors else None, vocabulary) for header in headers
+    ]
+    untied = [header.path.name for header in headers if apart in header.tensors]
+    return Plan(tuple(shards), untied[0] if untied else None, vocabulary)
 
 
-def _located(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Change]:
-    """Return the changes under the base's own tensor names.
+def _stay_tied(changes: Mapping[str, Change], embedding: str, keep_tied: bool) -> bool:
+    """Return whether output embeddings that share the input's tensor still do.
 
-    Some checkpoints, GPT-2's for one, leave out the model's own prefix (``transformer.``).
+    Tokens trained alone, and what ``ensure_weight_tying`` covers, count for both where only the input
+    embeddings are named.
     """
-    found = {}
-    for name, change in adapter.changes.items():
-        short = name.partition(".")[2]
-        if name not in base and short in base:
-            found[short] = change
-        elif name in base or (name == HEAD and _embedding(base)):
-            found[name] = change
-        else:
-            raise BadDataError(
-                f"{adapter.header.path} was trained on another base: it changes {name}, which the base lacks"
-            )
-    return found
+    own, head = changes.get(embedding), changes.get(HEAD)
+    if own is None:
+        return head is None
+    if head is None:
+        return keep_tied or own == Change(tokens=own.tokens)
+    return same_change(own, head)
 
 
-def _embedding(base: Mapping[str, Tensor]) -> str | None:
-    names = [name for name in base if name.endswith(EMBEDDINGS)]
-    return names[0] if len(names) == 1 else None
+def _vocabulary(
+    changes: Mapping[str, Change], base: Mapping[str, Tensor], apart: str | None, adapter: str
+) -> int | None:
+    """Return the number of rows that resized embeddings have, or None when they keep theirs.
 
-
-def _tied_embedding(base: Mapping[str, Tensor], changes: Mapping[str, Change]) -> str | None:
-    """Return the shared embedding's name if the adapter tears it apart, else None."""
-    embedding = _embedding(base)
-    if HEAD in base or embedding is None:
+    Raises:
+        BadDataError: only some of what has a row for each token was resized.
+    """
+    embedding = embedding_of(base)
+    if embedding is None or len(base[embedding].shape) != 2:
         return None
-    return embedding if changes.keys() & {HEAD, embedding} else None
+    rows = base[embedding].shape[0]
+    names = [name for name in (embedding, HEAD, HEAD_BIAS) if name in base or (name == HEAD and apart)]
+    sizes = {name: _rows(changes.get(name), rows) for name in names}
+    if set(sizes.values()) <= {rows}:
+        return None
+    if len(set(sizes.values())) > 1 or min(sizes.values()) < rows:
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise BadDataError(
+            f"{adapter} resizes the vocabulary of {rows} only in part ({shown}): save it with PEFT's "
+            "save_embedding_layers=True, from the model that was trained"
+        )
+    return sizes[embedding]
 
 
-def _check(name: str, change: Change, base: Tensor, adapter: Adapter) -> None:
+def _rows(change: Change | None, otherwise: int) -> int:
+    return change.whole.shape[0] if change and change.whole and change.whole.shape else otherwise
+
+
+def _shape(name: str, base: Tensor, vocabulary: int | None) -> tuple[int, ...]:
+    per_token = name in (HEAD, HEAD_BIAS) or embedding_of({name: base}) is not None
+    return (vocabulary, *base.shape[1:]) if vocabulary and per_token else base.shape
+
+
+def _settled(change: Change, shape: tuple[int, ...]) -> Change:
+    """Let the base's shape decide where it can: PEFT transposes by the kind of layer, not by the setting."""
+    if any(pair.shape == shape or pair.shape[::-1] != shape for pair in change.pairs):
+        return change
+    return replace(
+        change, pairs=tuple(replace(pair, transposed=not pair.transposed) for pair in change.pairs)
+    )
+
+
+def _check(name: str, change: Change, base: Tensor, shape: tuple[int, ...], adapter: str) -> None:
     if base.dtype not in FLOATS:
         raise BadDataError(f"the base's {name} is of type {base.dtype}: merge into the unquantized base")
-    for shape in (change.shape(), change.whole.shape if change.whole else None):
-        if shape not in (None, base.shape):
+    found = [whole.shape for whole in (change.whole, change.added) if whole]
+    # An expert's rows were counted when it was placed.
+    found += [(shape[0], *pair.shape[1:]) if change.slice else pair.shape for pair in change.pairs]
+    if tokens := change.tokens:
+        found.append((max(shape[0], 1 + max(tokens.indices)), *tokens.rows.shape[1:]))
+    for other in found:
+        if other != shape:
             raise BadDataError(
-                f"{adapter.header.path} was trained on another base: it changes {name} "
-                f"as {list(shape or ())}, but the base's is {list(base.shape)}"
+                f"{adapter} was trained on another base: it changes {name} as {list(other)}, "
+                f"but the base's is {list(base.shape)}"
             )
 
 
-def _shard(header: Header, changes: Mapping[str, Change], tied: str | None) -> Shard:
-    places = [Place(name, tensor, changes.get(name), tensor.start) for name, tensor in header.tensors.items()]
-    if tied is None:
+def _shard(header: Header, changes: Mapping[str, Change], apart: str | None, vocabulary: int | None) -> Shard:
+    places = [
+        Place(name, _shape(name, tensor, vocabulary), tensor, changes.get(name), tensor.start)
+        for name, tensor in header.tensors.items()
+    ]
+    if apart is not None:
+        tensor = header.tensors[apart]
+        places.append(Place(HEAD, _shape(HEAD, tensor, vocabulary), tensor, changes.get(HEAD)))
+    if apart is None and all(place.size == place.source.size for place in places):
         with header.path.open("rb") as source:
             return Shard(header.path, source.read(header.data_start), tuple(places))
-    places.append(Place(HEAD, header.tensors[tied], changes.get(HEAD), header.size))
-    text = _header(places, header.metadata, header.data_start)
-    shift = len(text) - header.data_start
-    moved = (replace(place, start=place.start + shift) for place in places)
+    text = _header(places, header.metadata)
+    start, moved = len(text), []
+    for place in places:
+        moved.append(replace(place, start=start))
+        start += place.size
     return Shard(header.path, text, tuple(moved))
 
 
-def _header(places: Sequence[Place], metadata: Mapping[str, str], data_start: int) -> bytes:
-    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+def _header(places: Sequence[Place], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata) or {"format": "pt"}}
+    offset = 0
     for place in places:
-        offset = place.start - data_start
         entries[place.name] = {
             "dtype": place.source.dtype,
-            "shape": list(place.source.shape),
-            "data_offsets": [offset, offset + place.source.size],
+            "shape": list(place.shape),
+            "data_offsets": [offset, offset + place.size],
         }
+        offset += place.size
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the first tensor to 8 bytes
     return struct.pack("<Q", len(text)) + text

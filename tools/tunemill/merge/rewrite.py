@@ -13,9 +13,9 @@ import errno
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,10 +27,12 @@ from numpy.typing import NDArray
 
 from tunemill.errors import BadDataError
 from tunemill.files import disk_errors
-from tunemill.merge.adapter import Change
-from tunemill.merge.numbers import STORED, Floats, Space, from_float32, to_float32
+from tunemill.merge.change import Change
+from tunemill.merge.combine import Combination
+from tunemill.merge.gain import Gain, read_gain
+from tunemill.merge.numbers import Floats, Space, from_float32
 from tunemill.merge.plan import Place, Shard
-from tunemill.weights import Tensor
+from tunemill.merge.source import Adapters, read_some
 
 BLOCK = 1 << 18  # numbers computed at once: their 1 MB of float32 stays near a core
 COPY = 32 << 20  # bytes copied at once: enough for the kernel, short enough to stop and to show
@@ -41,11 +43,13 @@ NOT_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errn
 
 @dataclass(frozen=True)
 class Files:
-    """Open file descriptors: the base's shard, the adapter's tensors, the output."""
+    """What is open: the base's shard, the adapters' tensors, the output."""
 
     base: int
-    adapter: int
+    adapters: Adapters
     output: int
+    combination: Combination | None
+    """How several adapters are made one."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ class Block:
 
     place: Place
     change: Change
-    factors: tuple[Floats, Floats] | None
-    """(rows, r) and (r, columns) of the whole tensor, whose product it gains."""
+    gain: Gain
+    """Of the whole tensor."""
     row: int
     end: int
     columns: int
@@ -80,7 +84,12 @@ class Computed:
 
 
 def write_shard(
-    shard: Shard, adapter: Path, target: Path, pool: Executor, advance: Callable[[int], None]
+    shard: Shard,
+    adapters: Iterable[Path],
+    target: Path,
+    pool: Executor,
+    advance: Callable[[int], None],
+    combination: Combination | None = None,
 ) -> None:
     """Write one shard of the merged model to ``target``.
 
@@ -88,13 +97,13 @@ def write_shard(
         BadDataError: the adapter holds numbers that are not finite, or too large for the base's type.
         TransientError: the disk is full.
     """
-    with (
-        disk_errors(target),
-        shard.source.open("rb") as base,
-        adapter.open("rb") as factors,
-        target.open("xb") as output,
-    ):
-        files = Files(base.fileno(), factors.fileno(), output.fileno())
+    with ExitStack() as stack:
+        stack.enter_context(disk_errors(target))
+        opened = {path: stack.enter_context(path.open("rb")) for path in adapters}
+        base = stack.enter_context(shard.source.open("rb"))
+        output = stack.enter_context(target.open("xb"))
+        factors = Adapters({path: file.fileno() for path, file in opened.items()})
+        files = Files(base.fileno(), factors, output.fileno(), combination)
         _reserve(files.output, shard.size)
         advance(_write(files.output, shard.header, 0))
         _run(_steps(shard, files), files, pool, advance)
@@ -153,7 +162,7 @@ def _steps(shard: Shard, files: Files) -> Iterator[Copy | Block]:
         start, target, size = place.source.start, place.start, place.source.size
         if place.change is not None:
             yield from _blocks(place, place.change, files)
-            start, target, size = start + size, target + size, 0
+            start, target, size = start + size, target + place.size, 0
     yield from _copies(start, target, size)
 
 
@@ -187,30 +196,46 @@ def _copy_some(source: int, output: int, start: int, target: int, size: int) -> 
 
 
 def _blocks(place: Place, change: Change, files: Files) -> Iterator[Block]:
-    rows = place.source.shape[0] if place.source.shape else 1
-    columns = prod(place.source.shape[1:])
-    factors = _factors(change, files.adapter)
+    rows = place.shape[0] if place.shape else 1
+    columns = prod(place.shape[1:])
+
+    def before() -> Iterator[tuple[int, Floats]]:
+        space = Space(max(BLOCK, columns))
+        for row, end in _ranges(rows, columns):
+            count = (end - row) * columns
+            _read(place, change, files, row * columns, space, space.values[:count])
+            yield row, space.values[:count].reshape(-1, columns)
+
+    gain = read_gain(change, rows, files.adapters, files.combination, before)
+    for row, end in _ranges(rows, columns):
+        yield Block(place, change, gain, row, end, columns)
+
+
+def _ranges(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK // max(1, columns))
     for row in range(0, rows, step):
-        yield Block(place, change, factors, row, min(rows, row + step), columns)
+        yield row, min(rows, row + step)
 
 
 def _compute(block: Block, files: Files, free: LifoQueue[Space]) -> Computed:
-    descriptor, tensor = files.base, block.place.source
-    if block.change.whole is not None:
-        descriptor, tensor = files.adapter, block.change.whole
-    count = (block.end - block.row) * block.columns
+    place, count = block.place, (block.end - block.row) * block.columns
     space = _space(count, free)
     values, product = space.values[:count], space.product[:count]
-    _read(descriptor, tensor, block.row * block.columns, space.stored(tensor.dtype, count), values)
-    if block.factors is not None:
-        left, right = block.factors
-        np.matmul(left[block.row : block.end], right, out=product.reshape(-1, block.columns))
-        values += product
-    dtype = block.place.source.dtype
+    _read(place, block.change, files, block.row * block.columns, space, values)
+    shape = (block.end - block.row, block.columns)
+    block.gain.apply(values.reshape(shape), product.reshape(shape), block.row)
+    dtype = place.source.dtype
     stored = space.stored(dtype, count)
     from_float32(values, dtype, product, stored)
     return Computed(block, stored, space)
+
+
+def _read(place: Place, change: Change, files: Files, first: int, space: Space, values: Floats) -> None:
+    """Read a tensor's numbers before the change, from the ``first`` on."""
+    descriptor, tensor = files.base, place.source
+    if change.whole is not None:
+        descriptor, tensor = files.adapters.descriptor(change.whole.path), change.whole.tensor
+    read_some(descriptor, tensor, first, space.stored(tensor.dtype, values.size), values)
 
 
 def _space(count: int, free: LifoQueue[Space]) -> Space:
@@ -220,40 +245,6 @@ def _space(count: int, free: LifoQueue[Space]) -> Space:
         if space.values.size >= count:
             return space
     return Space(max(count, BLOCK))
-
-
-def _factors(change: Change, adapter: int) -> tuple[Floats, Floats] | None:
-    """Return (rows, r) and (r, columns), whose product is what the base's tensor gains."""
-    if change.a is None or change.b is None:
-        return None
-    a, b = (_whole(adapter, tensor) for tensor in (change.a, change.b))
-    b *= np.float32(change.scale)
-    if change.transposed:
-        return np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
-    return b, a
-
-
-def _whole(descriptor: int, tensor: Tensor) -> Floats:
-    count = prod(tensor.shape)
-    values = np.empty(count, np.float32)
-    _read(descriptor, tensor, 0, np.empty(count, STORED[tensor.dtype]), values)
-    if not np.isfinite(values).all():
-        raise BadDataError(
-            f"the adapter's {tensor.name} holds numbers that are not finite: training diverged"
-        )
-    return values.reshape(tensor.shape)
-
-
-def _read(descriptor: int, tensor: Tensor, first: int, stored: NDArray[Any], values: Floats) -> None:
-    """Read numbers of a tensor from its ``first`` on, through ``stored``, as float32."""
-    room, offset = stored.view(np.uint8).data, tensor.start + first * stored.itemsize
-    done = 0
-    while done < len(room):  # one read returns at most 2 GB
-        count = os.preadv(descriptor, [room[done:]], offset + done)
-        if not count:
-            raise BadDataError(f"{tensor.name} was cut short while it was read")
-        done += count
-    to_float32(stored, tensor.dtype, values)
 
 
 def _write(descriptor: int, data: bytes | memoryview, offset: int) -> int:
