@@ -10,9 +10,10 @@ import pytest
 from tunemill.errors import BadDataError, ConfigurationError, Stopped, TransientError
 from tunemill.gguf.child import read_end
 from tunemill.gguf.config import ConvertConfig
-from tunemill.gguf.convert import check, convert, convert_lora, stage_adapter, stage_model
+from tunemill.gguf.convert import check, convert, convert_lora
 from tunemill.gguf.header import read_gguf
 from tunemill.gguf.library import Library
+from tunemill.gguf.staging import stage_adapter, stage_model
 from tunemill.prompting import read_prompting
 from tunemill.weights import read_header
 

@@ -15,8 +15,9 @@ from tunemill.gguf.header import read_gguf
 from tunemill.gguf.imatrix import FILE as IMATRIX
 from tunemill.gguf.imatrix import Imatrix, write_imatrix
 from tunemill.gguf.library import Library
-from tunemill.gguf.quantize import check, find_gguf, quantize
+from tunemill.gguf.quantize import check, quantize
 from tunemill.gguf.types import FILE_TYPES, MADE, NEED_IMATRIX, QUANTS, file_type, tensor_type
+from tunemill.ggufs import find_gguf
 
 
 @pytest.fixture(scope="session")

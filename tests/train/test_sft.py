@@ -35,6 +35,7 @@ def test_writes_the_files_of_an_adapter(finished, base):
     assert names == {
         *("adapter_model.safetensors", "adapter_config.json", "prompting.json", "training.json"),
         *("metrics.csv", "metrics.svg", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        *("probes.json", "parity.npz"),
     }
     assert (work.output / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     assert json.loads((work.output / "adapter_config.json").read_text())["peft_type"] == "LORA"
@@ -157,7 +158,7 @@ def test_a_damaged_checkpoint_is_refused(finished, tmp_path, base, data):
 def test_the_loss_is_that_of_the_completion_alone(tmp_path, base, data):
     """The first loss, by TRL's path and by ours, is what the base says by plain arithmetic."""
     from tunemill.prompting import read_prompting
-    from tunemill.train import examples
+    from tunemill.tokenizer import load_tokenizer
 
     settings = {"max_steps": 1, "per_device_train_batch_size": 18, "lora_dropout": 0.0}
     work = micro.make_work(tmp_path, base, data, **settings)
@@ -168,7 +169,7 @@ def test_the_loss_is_that_of_the_completion_alone(tmp_path, base, data):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base)
-    prompting, tokenizer = read_prompting(base), examples.load_tokenizer(base)
+    prompting, tokenizer = read_prompting(base), load_tokenizer(base)
     total, count = 0.0, 0
     for row in pyarrow.parquet.read_table(data / "train.parquet").to_pylist():
         prompt = tokenizer(prompting.prompt(row["prompt"]), add_special_tokens=False)["input_ids"]

@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tunemill.errors import TransientError
+from tunemill.errors import BadDataError, TransientError
 
 CHUNK = 1 << 20  # bytes read at once while hashing; larger gains nothing measurable
+MAX_JSON = 16 << 20  # bytes; in memory JSON can be 20 times as large
+MAX_TOKENIZER = 48 << 20  # bytes; tokenizers in use have up to 34 MB
 
 
 def sha256_file(path: Path) -> str:
@@ -71,6 +73,25 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON with sorted keys and a final newline, atomically."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Read a JSON object of at most ``limit`` bytes from a file that may hold anything.
+
+    Raises:
+        BadDataError: it is missing, too large, malformed, or no object.
+    """
+    try:
+        with path.open("rb") as source:
+            text = source.read(limit + 1)
+        value = json.loads(text) if len(text) <= limit else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadDataError(f"{path} cannot be read: {str(error)[:200]}") from error
+    if len(text) > limit:
+        raise BadDataError(f"{path} is larger than {limit >> 20} MiB: it is no model's")
+    if not isinstance(value, dict):
+        raise BadDataError(f"{path} holds no JSON object")
+    return value
 
 
 @contextmanager

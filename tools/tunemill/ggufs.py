@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from tunemill.errors import BadDataError
 
@@ -30,3 +31,21 @@ def first_part(names: Iterable[str]) -> str:
     if missing := wanted - {int(part["number"]) for part in parts}:
         raise BadDataError(f"part {min(missing)} of {len(wanted)} of {parts[0]['stem']}.gguf is missing")
     return found[0]
+
+
+def find_gguf(directory: Path) -> Path:
+    """Return the one model of a directory; of a split one the first part, which loads the others.
+
+    Raises:
+        BadDataError: there is none, there are several, or parts are missing.
+    """
+    return directory / first_part(path.name for path in directory.glob("*.gguf"))
+
+
+def parts_of(first: Path) -> list[Path]:
+    """Return the files of the model that ``first`` loads, in their order."""
+    match = PART.fullmatch(first.name)
+    if match is None:
+        return [first]
+    count = int(match["count"])
+    return [first.with_name(f"{match['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]

@@ -66,11 +66,27 @@ publish_anyway: Decorator[Any] = click.option(
     is_flag=True,
     help="Publish a model that is beyond its parity limits, and record that.",
 )
+requantize: Decorator[Any] = click.option(
+    "--requantize",
+    is_flag=True,
+    help="Where another kind of host quantized the model, do it here first, from the same F16.",
+)
+reprove: Decorator[Any] = click.option(
+    "--reprove",
+    is_flag=True,
+    help="Where another kind of host quantized the model, prove it here by its probe set first.",
+)
 check_model: Decorator[Any] = click.option(
     "--check",
     "check_model",
     metavar="MODEL",
     help="Convert nothing; say whether this model can be: a recipe, a directory or an artifact.",
+)
+join_parts: Decorator[Any] = click.option(
+    "--join",
+    "join_parts",
+    metavar="FILE",
+    help="Convert nothing; join the GGUF that this file is a part of into one file beside it.",
 )
 dry_run: Decorator[Any] = click.option(
     "--dry-run", is_flag=True, help="Show configuration, inputs and whether it would run; run nothing."

@@ -4,23 +4,23 @@ Training, conversion, inference and evaluation all render through this module, w
 template the base model came with. A rendered text holds every special token it needs, BOS
 included exactly once, so it is always tokenized with ``add_special_tokens=False`` (transformers)
 or ``add_special=False, parse_special=True`` (llama.cpp). Templates are untrusted: they run in
-Jinja's immutable sandbox, as in transformers.
+Jinja's immutable sandbox, as in transformers, and in a child process with bounds.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tunemill.errors import BadDataError
-from tunemill.files import write_json
+from tunemill.files import MAX_TOKENIZER, read_object, write_json
+from tunemill.rendering import render
 
 FILE = "prompting.json"
+MAX_TEMPLATE = 1 << 20  # bytes; the longest in use have some 20 kB
 Message = Mapping[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``."""
 
@@ -73,21 +73,15 @@ class Prompting:
         return self.bos_token + text
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        from jinja2.exceptions import TemplateError
-
-        try:
-            template = _compile(self.chat_template)
-            text: str = template.render(
-                messages=[dict(message) for message in messages],
-                bos_token=self.bos_token,
-                eos_token=self.eos_token,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-            )
-            return text
-        except (TemplateError, TypeError, ValueError, OverflowError) as error:
-            raise BadDataError(f"the chat template cannot render this conversation: {error}") from error
+        variables = {
+            "messages": [dict(message) for message in messages],
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+        }
+        return render(self.chat_template, variables)
 
 
 def read_prompting(directory: Path) -> Prompting:
@@ -99,28 +93,44 @@ def read_prompting(directory: Path) -> Prompting:
     Raises:
         BadDataError: the files are malformed, or the model has no chat template.
     """
-    saved = directory / FILE
-    if saved.exists():
-        try:
-            return Prompting(**_json(saved))
-        except TypeError as error:
-            raise BadDataError(f"{saved} is not a prompting record: {error}") from error
-    config = _json(directory / "tokenizer_config.json")
+    if (directory / FILE).exists():
+        return _saved(directory / FILE)
+    config = read_object(directory / "tokenizer_config.json")
     bos, eos = _token_text(config.get("bos_token")), _token_text(config.get("eos_token"))
     return Prompting(_chat_template(directory, config), bos, eos, _adds_bos(directory, config, bos))
 
 
+def _saved(path: Path) -> Prompting:
+    record = read_object(path)
+    types = {field.name: bool if field.name == "add_bos" else str for field in fields(Prompting)}
+    if {name: type(value) for name, value in record.items()} != types:
+        raise BadDataError(f"{path} is not a prompting record: it needs {', '.join(types)}, each of its type")
+    return Prompting(**record)
+
+
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str:
-    file = directory / "chat_template.jinja"
-    template = file.read_text("utf-8") if file.exists() else config.get("chat_template")
+    template = config.get("chat_template")
+    if (file := directory / "chat_template.jinja").exists():
+        template = _text(file)
     if isinstance(template, list):  # older files name several; "default" is the chat one
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = {str(entry.get("name")): entry.get("template") for entry in entries}.get("default")
     if not template:
         raise BadDataError(
             f"{directory.name} has no chat template: set chat_template in the model recipe "
             "(its instruct variant shows which)"
         )
-    return str(template)
+    if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
+        raise BadDataError(f"the chat template in {directory} is no text of at most {MAX_TEMPLATE >> 20} MiB")
+    return template
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as source:
+            return source.read(MAX_TEMPLATE + 1).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadDataError(f"{path} cannot be read: {error}") from error
 
 
 def _adds_bos(directory: Path, config: Mapping[str, Any], bos: str) -> bool:
@@ -130,47 +140,9 @@ def _adds_bos(directory: Path, config: Mapping[str, Any], bos: str) -> bool:
         return bool(config["add_bos_token"])
     if not (directory / "tokenizer.json").exists():
         return True  # a bare SentencePiece model: Llama's and Gemma's add it
-    processor = _json(directory / "tokenizer.json").get("post_processor") or {}
+    processor = read_object(directory / "tokenizer.json", MAX_TOKENIZER).get("post_processor") or {}
     return bos in json.dumps(processor, ensure_ascii=False)
 
 
 def _token_text(token: Any) -> str:
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadDataError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise BadDataError(f"{path} holds no JSON object")
-    return value
-
-
-@lru_cache(maxsize=8)
-def _compile(source: str) -> Any:
-    """Compile a template with the settings and functions that transformers gives it."""
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def tojson(value: Any, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, **options)
-
-    def strftime_now(pattern: str) -> str:
-        return DATE.strftime(pattern)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    return environment.from_string(source)
-
-
-DATE = datetime(2024, 7, 26, tzinfo=UTC)
-"""The day that templates are told it is (Llama 3.2's own default): a prompt that changes with
-the calendar could not be reproduced."""

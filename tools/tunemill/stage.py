@@ -25,13 +25,14 @@ from filelock import FileLock, Timeout
 from tunemill import __version__
 from tunemill.action import action_key, action_tag, resolved
 from tunemill.checkpoints import StoredCheckpoints, checkpoint_name
-from tunemill.errors import ConflictError, UsageError
+from tunemill.errors import ConfigurationError, ConflictError, UsageError
 from tunemill.files import disk_errors
 from tunemill.group import Alone, Group, share, started_by_torchrun
 from tunemill.host import Host, this_host
 from tunemill.progress import Progress
 from tunemill.recipe import Recipe
 from tunemill.signals import Signals
+from tunemill.stages import LISTED, load_stage
 from tunemill.store import Artifact, Draft, Provenance, Store
 from tunemill.store.pull import cache_directory, cache_errors
 from tunemill.work import Facts, Input, Stage, StageConfig, Work
@@ -54,10 +55,17 @@ class Plan:
     reads: Mapping[str, str]
     """Digests of what the work reads that is no artifact."""
     host: Host
+    bound: Mapping[str, str]
+    """Role to the class of host that an input is trusted on, of ``bound_inputs`` that are bound to one."""
     key: str | None
     """Action key; None while inputs are missing."""
     existing: Artifact | None
     """The output, when an equal action has made it."""
+
+    @property
+    def foreign(self) -> Mapping[str, str]:
+        """Those of ``bound`` that another class of host than this one made."""
+        return {role: there for role, there in self.bound.items() if there != self.host.host_class}
 
     def settings(self) -> list[tuple[str, Any, str]]:
         """Return key, value and origin of the whole configuration."""
@@ -125,11 +133,12 @@ def plan(store: Store, stage: Stage[Any], recipe: Recipe, chosen: Mapping[str, s
     inputs, missing = _find_inputs(store, stage, references, templates)
     host = this_host()
     if missing:
-        return Plan(stage, recipe, config, output, inputs, missing, {}, host, None, None)
+        return Plan(stage, recipe, config, output, inputs, missing, {}, host, {}, None, None)
     reads = stage.load(stage.reads)(config) if stage.reads else {}
     key = _key(stage, config, inputs, reads, host)
     existing = store.find(f"{output}:{action_tag(key)}")
-    return Plan(stage, recipe, config, output, inputs, missing, reads, host, key, existing)
+    bound = _bound(store, stage, inputs)
+    return Plan(stage, recipe, config, output, inputs, missing, reads, host, bound, key, existing)
 
 
 def check(planned: Plan) -> None:
@@ -140,6 +149,22 @@ def check(planned: Plan) -> None:
     """
     if planned.existing is None and planned.stage.check:
         planned.stage.load(planned.stage.check)(planned.config)
+
+
+def refuse_foreign(planned: Plan) -> None:
+    """See that every input is trusted on this host, or is going to be proved, unless the output exists.
+
+    Raises:
+        ConfigurationError: naming both classes of host and what can be done.
+    """
+    if planned.existing is not None or getattr(planned.config, "reprove", False):
+        return
+    for role, there in planned.foreign.items():
+        raise ConfigurationError(
+            f"{planned.inputs[role].reference} was made on another kind of host ({there}) than this one "
+            f"({planned.host.host_class}): --requantize makes it here from what it was made from, --reprove "
+            "proves it here by its probe set"
+        )
 
 
 def execute(store: Store, planned: Plan, progress: Progress, signals: Signals) -> Outcome:
@@ -157,6 +182,7 @@ def execute(store: Store, planned: Plan, progress: Progress, signals: Signals) -
         check(planned)
         if planned.key is None:
             raise UsageError("; ".join(planned.missing.values()))
+        refuse_foreign(planned)
         folder = _folder(planned.key, group)
         with _alone(folder) if group.local_rank == 0 else nullcontext():
             made_meanwhile = share(group, store.find(_tagged(planned)) if group.rank == 0 else None)
@@ -218,10 +244,11 @@ def _make(
         work = replace(_prepare(store, planned, folder, progress, group, provenance), stop=signals.stop)
         if group.local_rank == 0:
             _pull(store, planned, folder / "inputs", progress)
+        before = stage.load(stage.before)(work) if stage.before and group.rank == 0 else {}
         group.gather(None)  # now every machine has them
         log.info("%s: running for %s", stage.name, planned.output)
         with disk_errors(folder), signals.saved_by_work() if stage.stops_itself else nullcontext():
-            facts = stage.load(stage.work)(work)
+            facts = before | stage.load(stage.work)(work)
         made = None
         if group.rank == 0:
             made = _publish(store, planned, work.output, facts, provenance, progress)
@@ -250,7 +277,12 @@ def _prepare(
         config=planned.config,
         inputs={
             role: Input(
-                artifact.reference, artifact.content, artifact.kind, folder / "inputs" / role, artifact.facts
+                artifact.reference,
+                artifact.content,
+                artifact.kind,
+                folder / "inputs" / role,
+                artifact.facts,
+                planned.bound.get(role),
             )
             for role, artifact in planned.inputs.items()
         },
@@ -330,10 +362,22 @@ def _find_inputs(
         except UsageError as error:
             missing[role] = f"{stage.name} needs {role}: {error}{_remedy(templates[role])}"
     for role, artifact in found.items():
-        wanted = _kind(templates[role])
-        if artifact.kind != wanted:
+        wanted = _kind(templates[role])  # a base is a whole model too, as its GGUF for a LoRA needs
+        if artifact.kind != wanted and not (wanted == "merged" and artifact.kind == "base"):
             raise UsageError(f"--input {role}: {artifact.reference} is {artifact.kind}, expected {wanted}")
     return found, missing
+
+
+def _bound(store: Store, stage: Stage[Any], inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return which inputs that a stage trusts by their host are bound to which class of it."""
+    found = {}
+    for role in stage.bound_inputs:
+        if role not in inputs:
+            continue
+        made = store.provenance(inputs[role])
+        if made.stage in LISTED and load_stage(made.stage).binds_host and made.host.get("host_class"):
+            found[role] = str(made.host["host_class"])
+    return found
 
 
 def _kind(template: str) -> str:

@@ -53,6 +53,8 @@ class Input:
     """Directory of the artifact's files; read-only."""
     facts: Mapping[str, Any]
     """What the stage that made it found out."""
+    bound_to: str | None = None
+    """The class of host it is trusted on; None where it is trusted on all."""
 
 
 class Checkpoints(Protocol):
@@ -104,8 +106,14 @@ class Stage(Generic[ConfigT]):
     reads: str | None = None
     """``module:function`` of ``(config) -> Mapping[str, str]``: digests of what the work reads
     that is no artifact (local files, this Python's library); part of the action key."""
+    before: str | None = None
+    """``module:function`` of ``(Work) -> Facts``, run once by process 0 when the inputs are there, before the
+    work: what another stage knows would come to nothing later."""
     binds_host: bool = False
     """The output is trusted only on the host class that made it."""
+    bound_inputs: tuple[str, ...] = ()
+    """Roles whose artifacts, where they are bound to another class of host than this one, are refused
+    unless the configuration's ``reprove`` says that the work proves them itself."""
     stops_itself: bool = False
     """The work watches ``Work.stop`` and saves its state before it ends."""
     group: str | None = None

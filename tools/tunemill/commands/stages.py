@@ -13,8 +13,9 @@ from tunemill.errors import UsageError
 from tunemill.group import speaks
 from tunemill.progress import Progress
 from tunemill.recipe import Choice, resolve
+from tunemill.remake import remake_foreign
 from tunemill.signals import Signals
-from tunemill.stage import Plan, check, execute, plan
+from tunemill.stage import Plan, check, execute, plan, refuse_foreign
 from tunemill.stages import known_keys, load_stage
 from tunemill.work import Stage
 
@@ -71,6 +72,9 @@ def stage_command(name: str) -> click.Command:
         dry_run: bool,
         as_json: bool,
         check_model: str | None = None,
+        join_parts: str | None = None,
+        requantize: bool = False,
+        reprove: bool = False,
         **choice: Any,
     ) -> None:
         if check_model is not None:
@@ -78,11 +82,23 @@ def stage_command(name: str) -> click.Command:
 
             preflight.check_model(check_model, store_url, as_json, signals)
             return
+        if join_parts is not None:
+            from tunemill.commands import join
+
+            join.join_parts(join_parts, as_json)
+            return
+        if reprove:
+            choice["settings"] = (*choice["settings"], "reprove=true")
         recipe = resolve(Choice(**_choice(choice)), known_keys())
-        store = options.open_the_store(store_url)
-        planned = plan(store, stage, recipe, parse_inputs(inputs))
+        store, chosen = options.open_the_store(store_url), parse_inputs(inputs)
+        planned = plan(store, stage, recipe, chosen)
+        if requantize and not dry_run and planned.foreign and planned.existing is None:
+            made = remake_foreign(store, planned, Progress(quiet=not speaks()), signals)
+            planned = plan(store, stage, recipe, {**chosen, **made})
         if dry_run:
             check(planned)
+            if not requantize:
+                refuse_foreign(planned)
             _say(json.dumps(plan_record(planned)) if as_json else plan_text(planned))
             return
         outcome = execute(store, planned, Progress(quiet=not speaks()), signals)
@@ -90,8 +106,9 @@ def stage_command(name: str) -> click.Command:
 
     decorated: Any = run
     proves = [options.publish_anyway] if "publish_anyway" in stage.config.model_fields else []
-    checks = [options.check_model] if name == "convert" else []
-    for option in (options.json, options.dry_run, *checks, *proves, options.inputs, options.store):
+    checks = [options.check_model, options.join_parts] if name == "convert" else []
+    binds = [options.requantize, options.reprove] if stage.bound_inputs else []
+    for option in (options.json, options.dry_run, *checks, *binds, *proves, options.inputs, options.store):
         decorated = option(decorated)
     decorated = options.recipe(decorated)
     return StageCommand(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tunemill.data.examples import Example
@@ -30,21 +29,6 @@ class Length:
     def total(self) -> int:
         """Tokens of both, which is what ``max_length`` bounds."""
         return self.prompt + self.completion
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """Load a model's tokenizer from its directory, running none of its code.
-
-    Raises:
-        BadDataError: the files are missing or malformed.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        line = (str(error).splitlines() or [""])[0][:200]
-        raise BadDataError(f"the tokenizer in {directory} cannot be loaded: {line}") from error
 
 
 def count_tokens(

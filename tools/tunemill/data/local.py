@@ -6,7 +6,6 @@ asks for code of its own is refused: nothing that is fetched is ever run.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatch
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tunemill.errors import BadDataError
-from tunemill.files import atomic_write, disk_errors, need_space
+from tunemill.files import atomic_write, disk_errors, need_space, read_object
 from tunemill.progress import Progress
 from tunemill.prompting import read_prompting
+from tunemill.tokenizer import prove
 from tunemill.weights import read_headers
 
 TAKEN = (
@@ -41,7 +41,6 @@ TAKEN = (
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 CODE = ("modeling_*.py", "configuration_*.py", "tokenization_*.py")
-LARGEST_JSON = 64 << 20
 CHUNK = 8 << 20
 
 
@@ -71,10 +70,12 @@ def copy_model(source: Path, destination: Path, progress: Progress) -> None:
     """Copy a model's files from a local directory.
 
     Raises:
-        BadDataError: as ``choose``.
+        BadDataError: as ``choose``, or a file is a link to somewhere else.
         TransientError: the disk is full.
     """
     files = [source / name for name in choose((p.name for p in source.iterdir() if p.is_file()), str(source))]
+    for path in files:
+        _refuse_link(path)
     total = sum(path.stat().st_size for path in files)
     need_space(destination, total)
     with progress.task(f"copy {source.name}", total, "B") as task:
@@ -83,6 +84,18 @@ def copy_model(source: Path, destination: Path, progress: Progress) -> None:
                 while chunk := opened.read(CHUNK):
                     target.write(chunk)
                     task.advance(len(chunk))
+
+
+def _refuse_link(path: Path) -> None:
+    """Take links within the directory, and those of the Hub's own cache into its ``blobs``.
+
+    Raises:
+        BadDataError: it leads elsewhere: what is there is not the model's to publish.
+    """
+    directory, target = path.parent.resolve(), path.resolve()
+    blobs = directory.parent.parent / "blobs"
+    if target.parent not in (directory, blobs if directory.parent.name == "snapshots" else directory):
+        raise BadDataError(f"{path} is a link to {target}, outside the model: put the file itself there")
 
 
 def check_base(directory: Path) -> dict[str, Any]:
@@ -98,6 +111,8 @@ def check_base(directory: Path) -> dict[str, Any]:
             raise BadDataError(f"{name} asks for the model's own code (auto_map), which is never run")
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise BadDataError("the model has no tokenizer: expected tokenizer.json or tokenizer.model")
+    if (directory / "tokenizer.json").is_file():
+        prove(directory / "tokenizer.json")
     headers = read_headers(directory)
     read_prompting(directory).prompt([{"role": "user", "content": "text"}])
     tensors = [tensor for header in headers for tensor in header.tensors.values()]
@@ -123,17 +138,9 @@ def write_template(directory: Path, template: str) -> None:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise BadDataError(f"{path.name} is larger than {LARGEST_JSON >> 20} MiB: it is no configuration")
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise BadDataError(f"the model has no {path.name}: it is not a Hugging Face model") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadDataError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise BadDataError(f"{path.name} holds no JSON object")
-    return value
+    if not path.exists():
+        raise BadDataError(f"the model has no {path.name}: it is not a Hugging Face model")
+    return read_object(path)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -19,12 +19,13 @@ from tunemill.data.deduplicate import find_duplicates
 from tunemill.data.examples import Example, Shape, fill, label_values, read_examples, recognise
 from tunemill.data.formats import check_source, read_rows, source_digests
 from tunemill.data.labels import NO_LABELS, LabelSet, label_set
-from tunemill.data.lengths import Length, count_tokens, load_tokenizer, special_texts
+from tunemill.data.lengths import Length, count_tokens, special_texts
 from tunemill.data.split import split_examples
 from tunemill.data.tables import Row
 from tunemill.errors import BadDataError
 from tunemill.files import atomic_write, write_json
 from tunemill.prompting import read_prompting
+from tunemill.tokenizer import load_tokenizer
 from tunemill.work import Facts, Work
 
 SPLITS = ("train", "validation", "test")

@@ -16,11 +16,12 @@ from typing import Any
 from tunemill.errors import BadDataError
 from tunemill.gguf.child import read_end
 from tunemill.gguf.config import ImatrixConfig
-from tunemill.gguf.header import read_gguf
 from tunemill.gguf.imatrix import FILE, read_imatrix
 from tunemill.gguf.library import Answer, Library
-from tunemill.gguf.quantize import COUNTED, find_gguf, refuse_quantized
+from tunemill.gguf.parts import read_model
+from tunemill.gguf.quantize import COUNTED, refuse_quantized
 from tunemill.gguf.tokens import read_rows
+from tunemill.ggufs import find_gguf
 from tunemill.parity.probes import FILE as PROBES
 from tunemill.parity.probes import Probes
 from tunemill.prompting import read_prompting
@@ -37,7 +38,7 @@ def collect(work: Work[ImatrixConfig]) -> Facts:
             also in the test split.
     """
     gguf, data = work.inputs["gguf"], work.inputs["data"]
-    model = read_gguf(find_gguf(gguf.path))
+    model = read_model(find_gguf(gguf.path))
     refuse_quantized(model)
     rows = choose(data.path, _probed(gguf.path), work.config.imatrix_prompts)
     prompting = read_prompting(gguf.path)

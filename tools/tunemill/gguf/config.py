@@ -16,6 +16,11 @@ class ConvertConfig(ParityConfig):
     """Settings of a conversion to GGUF."""
 
     outtype: OutType = Field(default="f16", description="type of the matrices, by llama.cpp's name")
+    split_max_size: str = Field(
+        default="0",
+        pattern=r"^\d+[KMG]?$",
+        description="largest part of a model that is written in several files, e.g. 5G; 0 writes one",
+    )
     convert_memory_gb: float = Field(
         default=0,
         ge=0,

@@ -69,6 +69,8 @@ class GgufHeader:
     tensors: tuple[GgufTensor, ...]
     size: int
     """Bytes of the whole file."""
+    tensors_start: int
+    """Offset of the first tensor's description, where the metadata end."""
 
     @property
     def architecture(self) -> str:
@@ -117,8 +119,9 @@ class _Reader:
         tensors = self._count(MAX_TENSORS, "tensors")
         keys = self._count(MAX_KEYS, "keys")
         metadata = self._metadata(keys)
+        described = self._source.tell()
         found = [self._tensor() for _ in range(tensors)]
-        return GgufHeader(self._path, version, metadata, self._placed(found, metadata), self._size)
+        return GgufHeader(self._path, version, metadata, self._placed(found, metadata), self._size, described)
 
     def _metadata(self, count: int) -> dict[str, Value]:
         metadata: dict[str, Value] = {}
@@ -174,8 +177,8 @@ class _Reader:
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 16 or alignment & (alignment - 1):
             raise self._bad(f"its alignment is {str(alignment)[:40]}")
-        begin = self._source.tell()
-        begin += -begin % alignment
+        described = self._source.tell()
+        begin = described + -described % alignment
         offset, end, names, placed = 0, begin, set(), []
         for name, kind, shape, said in found:
             type_name, numbers, size = BLOCKS[kind]
@@ -185,7 +188,8 @@ class _Reader:
             end = begin + offset + prod(shape) // numbers * size
             placed.append(GgufTensor(name, type_name, shape, begin + offset, end - begin - offset))
             offset = end - begin + -(end - begin) % alignment
-        if not end <= self._size <= max(end, begin + offset):
+        least = end if found else described  # a vocabulary alone is not padded
+        if not least <= self._size <= max(end, begin + offset):
             raise self._bad(f"it has {self._size} bytes, but its header describes {end}")
         return tuple(placed)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tunemill.parity.probes import Probes
 
 COUNTED = re.compile(r"^\[ *(\d+)/ *\d+\]", re.MULTILINE)
 """How the log counts what is done, tensors or probes."""
+TEMPLATE_SECONDS = 120.0
 SECONDS = 24 * 3600.0  # a 70B model is quantized in a few hours on a slow machine
 
 
@@ -129,18 +130,42 @@ class Library:
         request |= {"target": str(target), "settings": settings, "gpu_layers": gpu_layers}
         return self._ask(request, f"reading texts with {model.name}", tick)
 
+    def chat(self, model: Path, conversations: Sequence[Sequence[Mapping[str, str]]]) -> Answer:
+        """Return what others make of conversations by the file's own template; see ``gguf.chat``.
+
+        Raises:
+            BadDataError: llama.cpp cannot read the vocabulary.
+            TransientError: the template takes longer than ``TEMPLATE_SECONDS``.
+        """
+        request = {"task": "chat", "model": str(model), "conversations": [list(c) for c in conversations]}
+        return self._ask(request, f"the chat template of {model.name}", seconds=TEMPLATE_SECONDS)
+
+    def differences(self, pairs: Sequence[Sequence[dict[str, Any]]]) -> Answer:
+        """Return the largest difference of each pair of tensors, as ``dequantize.differences`` takes them.
+
+        Raises:
+            BadDataError: a file cannot be read.
+        """
+        return self._ask({"task": "differences", "pairs": pairs}, "comparing tensors")
+
     @property
     def log(self) -> Path:
         """Where the running child writes."""
         return self.scratch / "llama" / "log"
 
-    def _ask(self, request: dict[str, Any], subject: str, tick: Callable[[], None] = lambda: None) -> Answer:
+    def _ask(
+        self,
+        request: dict[str, Any],
+        subject: str,
+        tick: Callable[[], None] = lambda: None,
+        seconds: float = SECONDS,
+    ) -> Answer:
         directory = self.scratch / "llama"
         file = directory / "request.json"
         answer_file = file.with_suffix(".answer.json")
         answer_file.unlink(missing_ok=True)
         write_json(file, request)
-        limits = Limits(SECONDS, machine_memory())
+        limits = Limits(seconds, machine_memory())
         ended = run(["tunemill.gguf.worker", str(file)], directory, limits, self.stop, tick)
         fail(ended, subject, limits)
         answer = read_result(answer_file)

@@ -21,7 +21,10 @@ from tunemill.gguf.imatrix import FILE as IMATRIX
 from tunemill.gguf.library import Answer, Library
 from tunemill.gguf.overrides import parse_overrides, refuse_unmatched
 from tunemill.gguf.parity import prove_quantization
+from tunemill.gguf.parts import read_model
 from tunemill.gguf.types import NEED_IMATRIX, TENSORS_NEED_IMATRIX, file_type, tensor_type
+from tunemill.ggufs import find_gguf
+from tunemill.host import this_host
 from tunemill.work import Facts, Work
 
 PROMPTING = "prompting.json"
@@ -60,7 +63,7 @@ def quantize(work: Work[QuantizeConfig]) -> Facts:
     """
     check(work.config)
     directory = work.inputs["gguf"].path
-    source = read_gguf(find_gguf(directory))
+    source = read_model(find_gguf(directory))
     refuse_quantized(source)
     need_space(work.output, source.size)
     refuse_unmatched(
@@ -75,20 +78,8 @@ def quantize(work: Work[QuantizeConfig]) -> Facts:
     library.load(target)
     if (directory / PROMPTING).exists():
         shutil.copyfile(directory / PROMPTING, work.output / PROMPTING)
-    return describe(made) | _facts(work, source, answer) | prove_quantization(work, target)
-
-
-def find_gguf(directory: Path) -> Path:
-    """Return the one GGUF of an artifact.
-
-    Raises:
-        BadDataError: there is none, or more than one.
-    """
-    found = sorted(directory.glob("*.gguf"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise BadDataError(f"expected one GGUF file in {directory}, found {names}")
-    return found[0]
+    carried = {key: fact for key, fact in work.inputs["gguf"].facts.items() if key == "model_content"}
+    return describe(made) | carried | _facts(work, source, answer) | prove_quantization(work, target)
 
 
 def describe(header: GgufHeader) -> Facts:
@@ -169,5 +160,6 @@ def _facts(work: Work[QuantizeConfig], source: GgufHeader, answer: Answer) -> Fa
         "ggml": f"{answer.llama['ggml_version']} {answer.llama['ggml_commit']}",
         "system_info": answer.llama["system_info"].strip(" |"),
         "bytes_before": source.size,
+        "host_class": this_host().host_class,
         "fallbacks": fallbacks,
     }

@@ -26,8 +26,10 @@ def main(request_file: str) -> None:
         "quantize": quantize,
         "tokenize": tokenize,
         "load": load,
+        "chat": chat,
         "measure": measure,
         "imatrix": imatrix,
+        "differences": differences,
     }
     llama_cpp = _library()
     answer = tasks[request.pop("task")](llama_cpp, **request)
@@ -72,11 +74,25 @@ def load(llama_cpp: Any, model: str) -> dict[str, Any]:
     return {"parameters": llama_cpp.llama_model_n_params(loaded), "bytes": llama_cpp.llama_model_size(loaded)}
 
 
+def chat(llama_cpp: Any, model: str, conversations: list[list[dict[str, str]]]) -> dict[str, Any]:
+    """Render conversations by the template in the file, as others do."""
+    from tunemill.gguf import chat  # Jinja, which the other tasks do without
+
+    return chat.chat(llama_cpp, _model(llama_cpp, model, vocab_only=True), conversations)
+
+
 def measure(llama_cpp: Any, model: str, probes: str, target: str) -> dict[str, Any]:
     """Put a probe set to a model; write its distributions into the directory ``target``."""
     from tunemill.gguf.answer import answer  # numpy, which the other tasks do without
 
     return answer(llama_cpp, _model(llama_cpp, model, vocab_only=False), probes, target)
+
+
+def differences(llama_cpp: Any, pairs: list[list[dict[str, Any]]]) -> list[float | None]:
+    """Return the largest difference of each pair of tensors."""
+    from tunemill.gguf import dequantize
+
+    return dequantize.differences(llama_cpp, pairs)
 
 
 def imatrix(

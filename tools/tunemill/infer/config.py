@@ -17,6 +17,10 @@ class InferConfig(StageConfig):
         description="which quantization of the run to use; F16 for the unquantized one",
         json_schema_extra={"identity": False},  # the input's digest says more
     )
+    lora: bool = Field(
+        default=False,
+        description="apply the run's GGUF LoRA to the GGUF of its base, which --input gguf=REF names",
+    )
     split: Literal["train", "validation", "test"] = Field(default="test", description="which rows to predict")
     limit: int = Field(default=0, ge=0, description="predict the first rows only; 0 predicts all")
     n_ctx: int = Field(
@@ -37,6 +41,11 @@ class InferConfig(StageConfig):
     seed: int = Field(default=42, ge=0, lt=1 << 63, description="seed of free answers above temperature 0")
     block_rows: int = Field(
         default=256, ge=1, le=1 << 16, description="rows saved together; a kill loses the unsaved ones"
+    )
+    reprove: bool = Field(
+        default=False,
+        description="prove a model that another kind of host quantized by its probe set, and go on",
+        json_schema_extra={"identity": False},
     )
     shard_count: int = Field(
         default=1, ge=1, le=10_000, description="jobs that share the rows, each with a shard_index of its own"
@@ -79,15 +88,25 @@ class InferConfig(StageConfig):
     def naming(self) -> dict[str, str]:
         """Return what a shard's predictions are named after."""
         sharded = self.shard_count > 1 and self.shard_index is not None
-        return {"shard": f"-{self.shard_index}-of-{self.shard_count}" if sharded else ""}
+        shard = f"-{self.shard_index}-of-{self.shard_count}" if sharded else ""
+        return {"shard": f"{self.applied}{shard}"}
+
+    @property
+    def applied(self) -> str:
+        """What the name of predictions says of an adapter that was applied."""
+        return "-lora" if self.lora else ""
 
 
-def shards(config: InferConfig) -> dict[str, str] | None:
-    """Return the inputs of a join: every shard's predictions."""
-    if not config.joins:
-        return None
-    count = config.shard_count
-    return {shard_role(index): f"{{run}}/predictions-{{quant}}-{index}-of-{count}" for index in range(count)}
+LORA = "lora"
+"""Role of the GGUF LoRA."""
+
+
+def other_inputs(config: InferConfig) -> dict[str, str] | None:
+    """Return the inputs of a join, every shard's predictions; or those with a LoRA beside the model."""
+    if config.joins:
+        count, name = config.shard_count, f"{{run}}/predictions-{{quant}}{config.applied}"
+        return {shard_role(index): f"{name}-{index}-of-{count}" for index in range(count)}
+    return {**INPUTS, LORA: "{run}/gguf-lora"} if config.lora else None
 
 
 def shard_role(index: int) -> str:
@@ -95,14 +114,17 @@ def shard_role(index: int) -> str:
     return f"shard-{index}"
 
 
+INPUTS = {"gguf": "{run}/gguf-{quant}", "data": "{run}/data"}
+
 STAGE = Stage(
     name="infer",
     summary="Classify or generate over a dataset",
     config=InferConfig,
-    inputs={"gguf": "{run}/gguf-{quant}", "data": "{run}/data"},
+    inputs=INPUTS,
     output="{run}/predictions-{quant}{shard}",
     kind="predictions",
-    other_inputs="tunemill.infer.config:shards",
+    other_inputs="tunemill.infer.config:other_inputs",
     work="tunemill.infer.predict:predict",
+    bound_inputs=("gguf",),
     stops_itself=True,
 )

@@ -104,6 +104,7 @@ class Engine:
                 f"no memory for {self.cells} tokens of context with {model.path.name}: "
                 f"lower n_ctx or n_batch ({last_error() or 'llama.cpp gave no reason'})"
             )
+        model.adapt(self._context)
         self._memory: Any = llama_cpp.llama_get_memory(self._context)
         self._shared: tuple[int, ...] = ()
 

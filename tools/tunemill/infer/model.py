@@ -49,14 +49,14 @@ def last_error() -> str:
 
 
 class Model:
-    """A GGUF in memory. Close it, or use it as a context manager.
+    """A GGUF in memory, with a LoRA for it if one is given. Close it, or use it as a context manager.
 
     Raises:
-        BadDataError: llama.cpp cannot load the file.
+        BadDataError: llama.cpp cannot load the file, or the LoRA is for another model.
         ConfigurationError: its kind of model cannot branch sequences, which scoring needs.
     """
 
-    def __init__(self, path: Path, gpu_layers: int = -1) -> None:
+    def __init__(self, path: Path, gpu_layers: int = -1, lora: Path | None = None) -> None:
         listen()
         last_error()
         params = llama_cpp.llama_model_default_params()
@@ -74,6 +74,24 @@ class Model:
         """Bytes of weights."""
         self.on_gpu = gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
         self._refuse_unfit()
+        self._lora = self._load_lora(lora) if lora else None
+
+    def _load_lora(self, path: Path) -> Any:
+        last_error()
+        adapter = llama_cpp.llama_adapter_lora_init(self.handle, os.fsencode(path))
+        if not adapter:
+            self.close()
+            raise BadDataError(
+                f"llama.cpp cannot apply {path.name} to {self.path.name}: "
+                f"{last_error() or 'no reason given'}; give the GGUF of the base it was trained on"
+            )
+        return adapter
+
+    def adapt(self, context: Any) -> None:
+        """Have a context compute with the LoRA, if there is one; it is freed with the model."""
+        if self._lora is not None:
+            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._lora)
+            llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
 
     def _refuse_unfit(self) -> None:
         if llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle):

@@ -18,15 +18,16 @@ import llama_cpp
 
 from tunemill.errors import BadDataError, ConfigurationError
 from tunemill.files import write_json
-from tunemill.ggufs import first_part
+from tunemill.ggufs import find_gguf
 from tunemill.infer import classify, generate
-from tunemill.infer.config import InferConfig
+from tunemill.infer.config import LORA, InferConfig
 from tunemill.infer.engine import Size
 from tunemill.infer.join import join
 from tunemill.infer.model import Model
 from tunemill.infer.pool import Pool
 from tunemill.infer.probe import check_loads
 from tunemill.infer.questions import Asker, Refused
+from tunemill.infer.reprove import reprove
 from tunemill.infer.result import LABELS, PREDICTIONS, RECORD, refuse_none_predicted, tally
 from tunemill.infer.rows import Answer, Blocks, Row, Rows
 from tunemill.progress import Task
@@ -60,14 +61,15 @@ def predict(work: Work[InferConfig]) -> Facts:
     rows = Rows(data, config.split, config.limit)
     path = find_gguf(work.inputs["gguf"].path)
     prompting = read_prompting(work.inputs["gguf"].path)
-    check_loads(path)
+    lora = _lora(work)
+    check_loads(path, lora)
     blocks = Blocks(work.scratch / "blocks", _identity(work))
     own = (config.block_rows, config.shard_index or 0, config.shard_count)
     count = rows.count_of(*own)
     started, before = time.monotonic(), min(count, blocks.finished * config.block_rows)
     size = Size(0, config.n_batch, config.flash_attn)
     with (
-        Model(path, config.n_gpu_layers) as model,
+        Model(path, config.n_gpu_layers, lora) as model,
         Pool(model, size, config.n_threads, work.stop) as pool,
         work.progress.task("infer", count, "rows") as task,
     ):
@@ -75,6 +77,7 @@ def predict(work: Work[InferConfig]) -> Facts:
         run = Run(
             config, model, pool, Asker(model, prompting, labels, longest, config.max_new_tokens), labels
         )
+        hosts = reprove(work, model)
         task.advance(before)
         for place, (number, block) in enumerate(rows.blocks(*own)):
             if place >= blocks.finished:
@@ -86,7 +89,24 @@ def predict(work: Work[InferConfig]) -> Facts:
     if config.shard_count == 1:
         refuse_none_predicted(blocks.tables(), facts)
     write_json(work.output / RECORD, {**facts, **_identity(work)})
-    return {**facts, "rows_per_second": round((count - before) / seconds, 1) if seconds else 0.0}
+    return {**facts, **hosts, "rows_per_second": round((count - before) / seconds, 1) if seconds else 0.0}
+
+
+def _lora(work: Work[InferConfig]) -> Path | None:
+    """Return the LoRA to apply.
+
+    Raises:
+        BadDataError: it was made from an adapter of another base than the model's.
+    """
+    if not work.config.lora:
+        return None
+    model, lora = work.inputs["gguf"], work.inputs[LORA]
+    wanted, given = lora.facts.get("model_content"), model.facts.get("model_content")
+    if None not in (wanted, given) and wanted != given:
+        raise BadDataError(
+            f"{lora.reference} was not trained on the model of {model.reference}: give the GGUF of its base"
+        )
+    return find_gguf(lora.path)
 
 
 def answer_block(run: Run, rows: Sequence[Row], first: int, task: Task) -> list[Answer]:
@@ -126,15 +146,6 @@ def read_labels(data: Path) -> tuple[str, ...]:
             "a task of form 'label' needs at least two, each once"
         )
     return labels
-
-
-def find_gguf(directory: Path) -> Path:
-    """Return the one model in a gguf artifact; of a split one the first part, which loads the others.
-
-    Raises:
-        BadDataError: there is none, there are several, or parts are missing.
-    """
-    return directory / first_part(path.name for path in directory.glob("*.gguf"))
 
 
 def _labels(run: Run, questions: Sequence[classify.Question], _numbers: Sequence[int]) -> Iterator[Answer]:

@@ -12,7 +12,7 @@ repeated and does not depend on threads or on the order of the tensors.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import copysign, prod, sqrt
 from typing import Literal
@@ -21,13 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunemill.merge.change import Change, Stored
+from tunemill.merge.config import PRUNING, CombinationType
 from tunemill.merge.numbers import Floats
 from tunemill.merge.source import Adapters
 
-CombinationType = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
-Pruned = Callable[[Floats, str], Floats]
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,14 @@ from threadpoolctl import threadpool_limits
 from tunemill.errors import BadDataError
 from tunemill.files import disk_errors, need_space, write_json
 from tunemill.merge.adapter import Adapter, read_adapter
-from tunemill.merge.config import MergeConfig
+from tunemill.merge.config import MergeConfig, adapter_role
 from tunemill.merge.parity import prove_parity
 from tunemill.merge.places import HEAD
 from tunemill.merge.plan import Plan, plan_merge
 from tunemill.merge.rewrite import copy_range, write_shard
 from tunemill.merge.settings import CONFIG
+from tunemill.merge.several import Joined, join, one
+from tunemill.parity.gate import NONE
 from tunemill.weights import INDEX, Header, read_headers
 from tunemill.work import Facts, Input, Work
 
@@ -51,25 +53,33 @@ def merge(work: Work[MergeConfig]) -> Facts:
         BadDataError: an input is damaged, the adapter was trained on another base, or parity is lost.
         TransientError: the disk is full.
     """
-    return _fold(work) | {"base": _origin(work.inputs["base"])} | prove_parity(work)
+    facts = _fold(work) | {"base": _origin(work.inputs["base"])}
+    if work.config.adapters:
+        return facts | {"parity": {"verdict": NONE, "reason": "several adapters were never one model"}}
+    return facts | prove_parity(work)
 
 
 def _fold(work: Work[MergeConfig]) -> Facts:
-    base, adapter = work.inputs["base"], work.inputs["adapter"]
-    proved = _check_base(base, adapter)
-    if not (adapter.path / CONFIG).exists():
-        return _pass_through(work, adapter.path) | {"base_proved": proved}
+    base, inputs = work.inputs["base"], _adapters(work)
+    checked = [_check_base(base, adapter) for adapter in inputs]
+    proved = all(checked)
+    if not work.config.adapters and not (inputs[0].path / CONFIG).exists():
+        return _pass_through(work, inputs[0].path) | {"base_proved": proved}
     config = _model_config(base)
     headers = read_headers(base.path)
-    change = read_adapter(adapter.path)
-    plan = plan_merge(
-        headers, change.changes, config, str(change.header.path), change.settings.ensure_weight_tying
-    )
+    adapters = [read_adapter(adapter.path) for adapter in inputs]
+    joined = join(adapters, work.config, headers) if work.config.adapters else one(adapters[0])
+    plan = plan_merge(headers, joined.changes, config, joined.name, joined.keep_tied)
     need_space(work.output, sum(shard.size for shard in plan.shards))
-    _copy_small_files(base.path, adapter.path, work.output)
-    _write_shards(work, plan, [change.header.path])
+    _copy_small_files(base.path, inputs[0].path, work.output)
+    _write_shards(work, plan, joined)
     _record_layout(work.output, config, plan)
-    return _facts(plan, change, headers) | {"base_proved": proved}
+    return _facts(plan, adapters, headers) | {"base_proved": proved}
+
+
+def _adapters(work: Work[MergeConfig]) -> list[Input]:
+    several = [work.inputs[adapter_role(index)] for index in range(len(work.config.adapters))]
+    return several or [work.inputs["adapter"]]
 
 
 def _origin(base: Input) -> Facts:
@@ -135,7 +145,7 @@ def _copy_file(source: Path, target: Path) -> None:
         copy_range(reader.fileno(), writer.fileno(), 0, 0, source.stat().st_size)
 
 
-def _write_shards(work: Work[MergeConfig], plan: Plan, adapters: Sequence[Path]) -> None:
+def _write_shards(work: Work[MergeConfig], plan: Plan, joined: Joined) -> None:
     threads = work.config.n_threads or min(MOST_THREADS, os.cpu_count() or 1)
     total = sum(shard.size for shard in plan.shards)
     with (
@@ -144,7 +154,8 @@ def _write_shards(work: Work[MergeConfig], plan: Plan, adapters: Sequence[Path])
         ThreadPoolExecutor(threads) as pool,
     ):
         for shard in plan.shards:
-            write_shard(shard, adapters, work.output / shard.source.name, pool, task.advance)
+            target = work.output / shard.source.name
+            write_shard(shard, joined.paths, target, pool, task.advance, joined.combination)
 
 
 def _record_layout(output: Path, config: dict[str, Any], plan: Plan) -> None:
@@ -167,12 +178,13 @@ def _record_layout(output: Path, config: dict[str, Any], plan: Plan) -> None:
         write_json(output / INDEX, index)
 
 
-def _facts(plan: Plan, adapter: Adapter, headers: Sequence[Header]) -> Facts:
+def _facts(plan: Plan, adapters: Sequence[Adapter], headers: Sequence[Header]) -> Facts:
     tensors = [tensor for header in headers for tensor in header.tensors.values()]
     return {
-        "method": _method(adapter),
-        "rank": adapter.settings.r,
-        "alpha": adapter.settings.lora_alpha,
+        "method": "+".join(sorted({_method(adapter) for adapter in adapters})),
+        "rank": adapters[0].settings.r,
+        "alpha": adapters[0].settings.lora_alpha,
+        "adapters": len(adapters),
         "tensors": sum(len(shard.places) for shard in plan.shards),
         "tensors_changed": plan.changed,
         "types": sorted({tensor.dtype for tensor in tensors}),

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from tunemill.work import Stage, StageConfig
+from tunemill.parity.config import ProbesConfig
+from tunemill.work import Stage
 
 REFUSED: Mapping[str, str] = {
     "output_dir": "the stage writes to the artifact it makes",
@@ -82,7 +83,7 @@ def library_fields() -> dict[str, dict[str, dict[str, str]]]:
     return fields
 
 
-class TrainBase(StageConfig):
+class TrainBase(ProbesConfig):
     """Tunemill's own keys of training; ``TrainConfig`` adds the libraries'."""
 
     method: Literal["lora", "qlora", "full"] = Field(
@@ -110,6 +111,12 @@ class TrainBase(StageConfig):
     seed: int = Field(42, ge=0, description="Seed of everything random")
     report_to: Literal["none", "wandb", "tensorboard"] = Field(
         "none", description="Where metrics go besides the artifact: wandb, tensorboard or none"
+    )
+    preflight: bool = Field(
+        True,
+        description="Refuse to train what llama.cpp could not convert or would tokenize otherwise; "
+        "false for a model whose end is no GGUF",
+        json_schema_extra={"identity": False},
     )
     memory_check: bool = Field(
         True,
@@ -181,6 +188,7 @@ STAGE = Stage(
     kind="adapter",
     work="tunemill.train.sft:train",
     check="tunemill.train.options.validate:check",
+    before="tunemill.gguf.preflight:before_training",
     stops_itself=True,
     group="tunemill.train.ranks:joined",
 )

@@ -6,7 +6,6 @@ so the ids of a prompt are the same in both, even where a tokenizer would merge 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,21 +42,6 @@ class Encoded:
                 "length": list(map(len, self.input_ids)),
             }
         )
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """Load the base model's tokenizer, running none of its code.
-
-    Raises:
-        BadDataError: its files are missing or malformed.
-    """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader may fork
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        raise BadDataError(f"the base's tokenizer cannot be loaded: {_first_line(error)}") from error
 
 
 def read_split(directory: Path, split: str) -> list[dict[str, Any]] | None:

@@ -17,7 +17,8 @@ from typing import Any
 from tunemill.errors import BadDataError, ConfigurationError, Stopped, UsageError
 from tunemill.files import disk_errors, write_json
 from tunemill.prompting import read_prompting
-from tunemill.train import adapters, device, examples, memory, metrics, ranks
+from tunemill.tokenizer import load_tokenizer
+from tunemill.train import adapters, device, examples, memory, metrics, ranks, reference
 from tunemill.train.config import TrainBase
 from tunemill.train.options import validate
 from tunemill.train.quiet import quieten
@@ -51,11 +52,13 @@ def train(work: Work[TrainBase]) -> Facts:
     """
     quieten()
     os.environ.setdefault("WANDB_DIR", str(work.scratch))  # else it writes where the command was called
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader may fork
     config, base = work.config, work.inputs["base"]
     kind = device.device_type(config)
     place = Place(kind, device.compute_dtype(config, kind))
-    prompting, tokenizer = read_prompting(base.path), examples.load_tokenizer(base.path)
+    prompting, tokenizer = read_prompting(base.path), load_tokenizer(base.path)
     splits = _read_splits(work, prompting, tokenizer)
+    probes = reference.choose_probes(work, prompting, tokenizer)
     if config.memory_check:
         kept = adapters.kept_dtype(base.path, config, place.dtype)
         need = memory.estimate(base.path, config, kept)
@@ -64,6 +67,8 @@ def train(work: Work[TrainBase]) -> Facts:
     with device.reproducible(config.deterministic), disk_errors(work.scratch):
         trainer = _build(work, place, splits, tokenizer)
         facts = _run(work, trainer, place)
+        if work.group.rank == 0:
+            facts |= reference.write_reference(work, trainer, probes)
     if work.group.rank == 0:
         with disk_errors(work.output):
             _write(work, trainer)

@@ -1,0 +1,212 @@
+"""A quantization is trusted on the class of host that made it: what other hosts are told, and can do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from counting import save_data, save_model
+from tunemill import cli, stage
+from tunemill.gguf.library import Library
+from tunemill.gguf.selfcheck import SPECIAL
+from tunemill.host import this_host
+from tunemill.infer import reprove
+from tunemill.parity.probes import Rendering, choose
+from tunemill.prompting import read_prompting
+from tunemill.store import Store, open_store
+
+Call = Callable[..., tuple[int, str, str]]
+OTHER = "TUNEMILL_OTHER_LLAMA"
+ELSEWHERE = replace(this_host(), kernels=("neon",), machine="aarch64", compiler="clang-19.1.7")
+QUANTIZE = ["quantize", "--run", "lab", "--set", "quant=Q4_K_M"]
+INFER = ["infer", "--run", "lab"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the counting model's F16, which has a probe set, and the data of its task."""
+    folder = tmp_path_factory.mktemp("lab")
+    model, data, store = folder / "model", folder / "data", folder / "store"
+    save_model(model)
+    save_data(data)
+    save_probes(model, data, Library(folder / "scratch", threading.Event()))
+    environment = {**os.environ, "TUNEMILL_STORE": str(store), "TUNEMILL_CACHE": str(folder / "cache")}
+    for words in (
+        "store create",
+        f"store push {model} lab/gguf-f16 --kind gguf",
+        f"store push {data} lab/data --kind data",
+    ):
+        run(words.split(), environment)
+    return store
+
+
+def save_probes(model: Path, data: Path, library: Library) -> None:
+    rows = pyarrow.parquet.read_table(data / "train.parquet").to_pylist()
+
+    def tokenize(texts):
+        return library.tokenize(model / "model-F16.gguf", list(texts)).value["ids"]
+
+    rendering = Rendering(read_prompting(model), tokenize, SPECIAL + 256)
+    probes = choose(rows, "train", ["def", "wxy"], rendering, 3)
+    probes.save(model)
+    library.measure(model / "model-F16.gguf", probes).save(model)
+
+
+def run(words: list[str], environment: dict[str, str]) -> str:
+    program = [sys.executable, "-m", "tunemill.cli", *words]
+    done = subprocess.run(program, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def call(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Call:
+    """Run a command on a copy of the store; returns code, stdout, stderr."""
+    monkeypatch.setenv("TUNEMILL_STORE", str(shutil.copytree(lab, tmp_path / "store")))
+    monkeypatch.setenv("TUNEMILL_CACHE", str(tmp_path / "cache"))
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        cli._talk_on_stderr()
+        code = cli.run(list(words))
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def store(call: Call, tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def elsewhere(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Quantize as another class of host."""
+
+    def quantize(*words: str) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(stage, "this_host", lambda: ELSEWHERE)
+            code, _, stderr = call(*QUANTIZE, *words)
+        assert code == 0, stderr
+
+    return quantize
+
+
+def test_here_nothing_is_asked(call: Call, store: Store) -> None:
+    assert call(*QUANTIZE)[0] == 0
+    code, stdout, stderr = call(*INFER)
+    assert code == 0, stderr
+    assert "kind of host" not in stderr
+    facts = store.resolve(stdout.strip()).facts
+    assert facts["host_class"] == this_host().host_class
+    assert "reproved" not in facts
+
+
+def test_another_class_is_refused_in_one_line_that_names_both(
+    call: Call, store: Store, elsewhere: Callable[..., None]
+) -> None:
+    elsewhere()
+    before = sorted(store.names())
+    for words in (INFER, [*INFER, "--dry-run"]):
+        code, _, stderr = call(*words)
+        assert code == 78
+        (line,) = stderr.strip().splitlines()
+        named = (ELSEWHERE.host_class, this_host().host_class, "lab/gguf-q4_k_m@sha256:")
+        assert all(word in line for word in (*named, "--requantize", "--reprove")), line
+    assert sorted(store.names()) == before
+
+
+def test_the_unquantized_model_runs_anywhere(
+    call: Call, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "this_host", lambda: ELSEWHERE)
+    code, _, stderr = call(*INFER, "--set", "quant=F16")
+    assert code == 0, stderr
+
+
+def test_requantize_makes_the_same_here(call: Call, store: Store, elsewhere: Callable[..., None]) -> None:
+    elsewhere("--set", "output_tensor_type=Q8_0")
+    theirs = store.resolve("lab/gguf-q4_k_m")
+    code, stdout, stderr = call(*INFER, "--requantize")
+    assert code == 0, stderr
+    used = store.resolve(store.provenance(store.resolve(stdout.strip())).inputs["gguf"])
+    assert used.digest == store.resolve("lab/gguf-q4_k_m").digest != theirs.digest
+    ours, before = store.provenance(used), store.provenance(theirs)
+    assert ours.host["host_class"] == this_host().host_class
+    assert ours.config == before.config
+    assert ours.inputs == before.inputs
+    again = call(*INFER, "--requantize")
+    assert (again[0], again[1]) == (0, stdout)
+
+
+def test_requantize_without_the_unquantized_model(
+    call: Call, store: Store, elsewhere: Callable[..., None], tmp_path: Path
+) -> None:
+    elsewhere()
+    gone = store.resolve("lab/gguf-f16").digest.removeprefix("sha256:")
+    for path in [*(tmp_path / "store").rglob(f"*{gone}*")]:
+        path.unlink()
+    code, _, stderr = call(*INFER, "--requantize")
+    assert code == 2
+    assert stderr.strip().count("\n") == 0
+    assert "gguf-f16" in stderr
+
+
+def test_reprove_measures_the_file_here(call: Call, store: Store, elsewhere: Callable[..., None]) -> None:
+    elsewhere()
+    code, stdout, stderr = call(*INFER, "--reprove")
+    assert code == 0, stderr
+    assert "proved on this one by 3 prompts" in stderr
+    made = store.resolve(stdout.strip())
+    assert made.facts["reproved"]["quantized_on"] == ELSEWHERE.host_class
+    assert made.facts["reproved"]["mean_kl"] < 1e-3
+    assert made.facts["reproved"]["flips"] == 0
+    assert made.facts["host_class"] == this_host().host_class
+    assert store.provenance(made).config["reprove"] is True
+
+
+def test_reprove_stops_what_answers_otherwise(
+    call: Call, elsewhere: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere()
+    monkeypatch.setattr(reprove, "LIMITS", replace(reprove.LIMITS, min_top1=1.01))
+    code, _, stderr = call(*INFER, "--reprove")
+    assert code == 78
+    assert "top-1 agreement" in stderr
+    assert "--requantize" in stderr
+
+
+def test_reprove_without_probes(call: Call, elsewhere: Callable[..., None], tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    save_model(bare)
+    assert call("store", "push", str(bare), "lab/gguf-f16", "--kind", "gguf")[0] == 0
+    elsewhere()
+    code, _, stderr = call(*INFER, "--reprove")
+    assert code == 78
+    assert "has no probes.json to be proved by" in stderr
+
+
+def test_two_builds_of_llama_cpp(call: Call, store: Store, tmp_path: Path) -> None:
+    """The same file on two builds for one processor: another class, and within the limits."""
+    other = os.environ.get(OTHER)
+    if not other:
+        pytest.skip(f"{OTHER} names no folder with a llama.cpp that was compiled otherwise")
+    run(QUANTIZE, {**os.environ, "LLAMA_CPP_LIB_PATH": other})
+    made = store.provenance(store.resolve("lab/gguf-q4_k_m"))
+    assert made.host["host_class"] != this_host().host_class
+    assert call(*INFER)[0] == 78
+    code, stdout, stderr = call(*INFER, "--reprove")
+    assert code == 0, stderr
+    assert store.resolve(stdout.strip()).facts["reproved"]["mean_kl"] < 1e-3
+    assert call(*INFER, "--requantize")[0] == 0
