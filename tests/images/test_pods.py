@@ -33,7 +33,7 @@ WORDS = ("--model", "tiny", "--task", "stdlib")
 MADE = ("--set", "num_hidden_layers=1", "--set", "pretrain_epochs=0.05")
 TRAINING = (
     *("--set", "max_steps=24", "--set", "save_steps=4", "--set", "per_device_train_batch_size=4"),
-    *("--set", "lora_dropout=0", "--set", "learning_rate=1e-3"),
+    *("--set", "lora_dropout=0", "--set", "learning_rate=1e-3", "--set", "dtype=float32"),
 )
 INPUTS = ("--input", "base=base/tiny", "--input", "data=pods/data")
 TOLERANCE = 1e-4
