@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -210,3 +211,55 @@ def test_two_builds_of_llama_cpp(call: Call, store: Store, tmp_path: Path) -> No
     assert code == 0, stderr
     assert store.resolve(stdout.strip()).facts["reproved"]["mean_kl"] < 1e-3
     assert call(*INFER, "--requantize")[0] == 0
+
+
+def test_diff_of_two_quantizations_names_tensors_and_labels(call: Call, store: Store) -> None:
+    """Another type for two tensors stands for whatever makes a class of host round otherwise."""
+    assert call(*QUANTIZE)[0] == 0
+    plain = store.resolve("lab/gguf-q4_k_m")
+    assert call(*QUANTIZE, "--set", "tensor_type=[blk.1.ffn_up=Q3_K, blk.0.attn_q=Q5_K]")[0] == 0
+    code, stdout, stderr = call("store", "diff", plain.reference, "lab/gguf-q4_k_m")
+    assert code == 0, stderr
+    assert "  config tensor_type: (absent) -> " in stdout
+    lines = stdout.splitlines()
+    (summary,) = [line for line in lines if line.startswith("tensors: ")]
+    assert summary.startswith("tensors: 2 of 21 differ, most in blk.1.ffn_up.weight: 0.0")
+    assert [line.split(", at most")[0] for line in lines if line.startswith("  tensor ")] == [
+        "  tensor blk.0.attn_q.weight: Q4_K -> Q5_K",
+        "  tensor blk.1.ffn_up.weight: Q4_K -> Q3_K",
+    ]
+    (labels,) = [line for line in lines if line.startswith("labels: ")]
+    assert labels.startswith("labels: 0 of 3 labels flip; mean KL ")
+    code, stdout, _ = call("store", "diff", plain.reference, "lab/gguf-q4_k_m", "--json")
+    found = json.loads(stdout)
+    assert [each["name"] for each in found["tensors"]["differing"]] == [
+        "blk.0.attn_q.weight",
+        "blk.1.ffn_up.weight",
+    ]
+    assert 0 < found["tensors"]["differing"][0]["largest"] < found["tensors"]["worst"]["largest"] < 0.2
+    assert found["parity"]["labels"]["flips"] == 0
+
+
+def test_diff_of_what_has_no_probes_says_so(call: Call, store: Store, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    save_model(bare)
+    assert call("store", "push", str(bare), "bare/gguf-f16", "--kind", "gguf")[0] == 0
+    assert call(*QUANTIZE)[0] == 0
+    code, stdout, _ = call("store", "diff", "bare/gguf-f16", "lab/gguf-q4_k_m")
+    assert code == 0
+    assert "labels: not compared, not both have a probe set" in stdout
+    assert "tensor blk.0.attn_q.weight: F16 -> Q4_K, at most 0." in stdout
+
+
+def test_diff_of_two_builds(call: Call, store: Store) -> None:
+    other = os.environ.get(OTHER)
+    if not other:
+        pytest.skip(f"{OTHER} names no folder with a llama.cpp that was compiled otherwise")
+    run(QUANTIZE, {**os.environ, "LLAMA_CPP_LIB_PATH": other})
+    theirs = store.resolve("lab/gguf-q4_k_m").reference
+    assert call(*QUANTIZE)[0] == 0
+    code, stdout, stderr = call("store", "diff", theirs, "lab/gguf-q4_k_m")
+    assert code == 0, stderr
+    assert "  host host_class: " in stdout
+    print(stdout)
+    assert "labels: 0 of 3 labels flip" in stdout
