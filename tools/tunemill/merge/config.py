@@ -46,6 +46,11 @@ class MergeConfig(ParityConfig):
     )
     svd_rank: int | None = Field(default=None, ge=1, description="rank that svd keeps; default: the largest")
     dare_seed: int = Field(default=0, ge=0, description="seed of DARE's masks")
+    qlora_base: Literal["auto", "16bit", "nf4"] = Field(
+        default="auto",
+        description="base for an adapter trained on 4 bits: as published, as training saw it, or the better "
+        "of the two on the probes",
+    )
     merge_max_mean_kl: float = Field(
         default=0.01, ge=0, description="most mean KL in nats between trained and merged model"
     )

@@ -31,6 +31,9 @@ OWN_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Initialisations that change the base's weights too, so that the published base is another."""
 
 
+MAX_RANK = 1 << 16  # no model is wider
+
+
 class LoraSettings(BaseModel):
     """The part of ``adapter_config.json`` that decides the result; the rest is in ``_refuse``."""
 
@@ -107,8 +110,11 @@ def _refuse(path: Path, settings: LoraSettings, raw: Mapping[str, Any]) -> None:
             "save it with PEFT's path_initial_model_for_weight_conversion and merge that"
         )
     numbers = [settings.lora_alpha, *settings.alpha_pattern.values()]
-    if min(settings.r, *settings.rank_pattern.values(), 1) < 1 or not all(map(isfinite, numbers)):
-        raise BadDataError(f"{path} has a rank below 1 or an alpha that is no number")
+    ranks = [settings.r, *settings.rank_pattern.values()]
+    if not all(1 <= rank <= MAX_RANK for rank in ranks) or not all(map(isfinite, numbers)):
+        raise BadDataError(
+            f"{path} has a rank that is not within 1 and {MAX_RANK}, or an alpha that is no number"
+        )
 
 
 def _keys(patterns: Mapping[str, Any], modules: Sequence[str]) -> list[str]:
