@@ -37,7 +37,9 @@ def load_tokenizer(directory: Path) -> Any:
         BadDataError: its files are missing, malformed, or take too much.
     """
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # it warns of what it then raises
     if (directory / "tokenizer.json").exists():
         prove(directory / "tokenizer.json")
     try:
