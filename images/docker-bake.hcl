@@ -106,6 +106,7 @@ target "train" {
 target "merge" {
   inherits   = ["_image"]
   dockerfile = "images/merge/Dockerfile"
+  contexts   = { torch = "target:torch" }
   tags       = ["${REGISTRY}/merge:${TAG}"]
 }
 target "convert" {

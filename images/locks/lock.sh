@@ -42,7 +42,7 @@ while read -r image words; do
 done <<'IMAGES'
 prepare prepare
 train train tracking
-merge merge
+merge merge -setuptools -hf-xet -typer -rich -pygments -markdown-it-py -mdurl -shellingham
 convert convert -setuptools -hf-xet -typer -rich -pygments -markdown-it-py -mdurl -shellingham
 quantize quantize
 infer infer evaluate

@@ -211,6 +211,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def ancestors(tree: dict[str, object]) -> dict[str, dict[str, object]]:
+    """Every artifact of a lineage by the stage that made it."""
+    found = {str(tree["stage"]): tree}
+    for child in tree["inputs"]:  # type: ignore[attr-defined]
+        found = ancestors(child) | found
+    return found
+
+
 def inspect(image: str) -> dict[str, object]:
     found: dict[str, object] = json.loads(run("docker", "image", "inspect", image).stdout)[0]
     return found

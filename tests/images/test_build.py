@@ -86,7 +86,7 @@ def test_nothing_is_left_of_building(images: dict[str, str], name: str) -> None:
     assert writable == []
 
 
-@pytest.mark.parametrize("name", ["quantize", "infer", "merge", "store"])
+@pytest.mark.parametrize("name", ["quantize", "infer", "store"])
 def test_no_torch_where_none_is_needed(images: dict[str, str], name: str) -> None:
     assert not [member.name for member in files_in(images[name]) if "libtorch" in member.name]
 
@@ -118,7 +118,7 @@ def test_the_bill_of_materials(images: dict[str, str], name: str) -> None:
     assert parts["tunemill"] == __version__
     assert "libc6" in parts
     assert bill["metadata"]["component"]["name"] == f"tunemill/{name}"
-    assert ("torch" in parts) == (name in ("prepare", "train", "convert"))
+    assert ("torch" in parts) == (name in ("prepare", "train", "merge", "convert"))
     assert ("llama_cpp_python" in parts or "llama-cpp-python" in parts) == (
         name in ("convert", "quantize", "infer")
     )

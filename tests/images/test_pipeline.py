@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from .conftest import IMAGES, Lab, inspect, run
+from .conftest import IMAGES, Lab, ancestors, inspect, run
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -41,14 +41,6 @@ def lineage(finished: Lab) -> dict[str, object]:
     shown = finished.stage("store", "log", "tiny-stdlib/report-q4_k_m", "--json").stdout
     tree: dict[str, object] = json.loads(shown)
     return tree
-
-
-def ancestors(tree: dict[str, object]) -> dict[str, dict[str, object]]:
-    """Every artifact of a lineage by the stage that made it."""
-    found = {str(tree["stage"]): tree}
-    for child in tree["inputs"]:  # type: ignore[attr-defined]
-        found = ancestors(child) | found
-    return found
 
 
 def test_the_lineage_names_every_image(lineage: dict[str, object]) -> None:

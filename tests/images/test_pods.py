@@ -24,7 +24,7 @@ import yaml
 
 from apiserver import Cluster, Json, serve
 
-from .conftest import IMAGES, ROOT, Lab, inspect, run
+from .conftest import IMAGES, ROOT, Lab, ancestors, inspect, run
 from .kubelet import NAMESPACE, Node, addresses_of
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -190,15 +190,13 @@ def test_every_stage_ran_as_a_confined_pod(finished: Site) -> None:
 
 
 def test_the_lineage_names_the_pods_images(finished: Site) -> None:
-    tree = json.loads(finished.tunemill("store", "log", "pods/report-q4_k_m", "--json")[0])
-    seen = {}
-    while True:
-        seen[tree["stage"]] = tree["image"]
-        if not tree["inputs"]:
-            break
-        tree = tree["inputs"][0]
-    for stage in ("evaluate", "infer"):
-        assert seen[stage] == f"tunemill/infer@{inspect('tunemill/infer:test')['Id']}"
+    shown, _ = finished.tunemill("store", "log", "pods/report-q4_k_m", "--json")
+    made = ancestors(json.loads(shown))
+    assert len(made) == 8
+    holders = {"fetch": "prepare", "evaluate": "infer"}
+    for stage, artifact in made.items():
+        image = f"tunemill/{holders.get(stage, stage)}"
+        assert artifact["image"] == f"{image}@{inspect(f'{image}:test')['Id']}"
 
 
 def test_submitted_again_everything_is_reused(finished: Site) -> None:
