@@ -159,3 +159,17 @@ def test_a_recipe_whose_model_is_still_to_be_made(tmp_path):
 def test_findings_name_every_conversation_kind():
     roles = {message["role"] for conversation in module.CONVERSATIONS for message in conversation}
     assert roles == {"user", "system", "assistant"}
+
+
+def test_an_artifact_is_looked_at_without_its_weights(model, tmp_path):
+    pushed = tunemill(tmp_path, "store", "push", str(model), "base/mine", "--kind", "base")
+    assert pushed.returncode == 0, pushed.stderr
+    ended = tunemill(tmp_path, "convert", "--check", "base/mine")
+    assert ended.returncode == 0, ended.stderr
+    weights = (model / "model.safetensors").stat().st_size
+    kept = [path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert kept
+    assert max(kept) < weights / 2
+    data = tunemill(tmp_path, "store", "push", str(model), "mine/data", "--kind", "data")
+    assert data.returncode == 0, data.stderr
+    assert tunemill(tmp_path, "convert", "--check", "mine/data").returncode == 2
