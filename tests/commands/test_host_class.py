@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
 from counting import save_data, save_model
 from tunemill import cli, stage
+from tunemill.gguf.header import read_gguf
 from tunemill.gguf.library import Library
 from tunemill.gguf.selfcheck import SPECIAL
 from tunemill.host import this_host
@@ -35,10 +37,19 @@ INFER = ["infer", "--run", "lab"]
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the counting model's F16, which has a probe set, and the data of its task."""
-    folder = tmp_path_factory.mktemp("lab")
+    return make_lab(tmp_path_factory.mktemp("lab"))
+
+
+def make_lab(folder: Path, sureness: float = 1) -> Path:
+    """Make that store; the model's logits are multiplied by ``sureness``."""
     model, data, store = folder / "model", folder / "data", folder / "store"
     save_model(model)
     save_data(data)
+    path = model / "model-F16.gguf"
+    (output,) = [tensor for tensor in read_gguf(path).tensors if tensor.name == "output.weight"]
+    weights = np.memmap(path, np.float16, "r+", output.start, (output.size // 2,))
+    weights *= np.float16(sureness)
+    weights.flush()
     save_probes(model, data, Library(folder / "scratch", threading.Event()))
     environment = {**os.environ, "TUNEMILL_STORE": str(store), "TUNEMILL_CACHE": str(folder / "cache")}
     for words in (
@@ -261,5 +272,8 @@ def test_diff_of_two_builds(call: Call, store: Store) -> None:
     code, stdout, stderr = call("store", "diff", theirs, "lab/gguf-q4_k_m")
     assert code == 0, stderr
     assert "  host host_class: " in stdout
-    print(stdout)
+    rounding = {
+        store.provenance(store.resolve(name)).host["rounding"] for name in (theirs, "lab/gguf-q4_k_m")
+    }
+    assert ("tensors: 0 of 21 differ" in stdout) is (len(rounding) == 1)
     assert "labels: 0 of 3 labels flip" in stdout
