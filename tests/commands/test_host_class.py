@@ -147,6 +147,17 @@ def test_the_unquantized_model_runs_anywhere(
     assert code == 0, stderr
 
 
+def test_of_a_pushed_quantization_the_host_is_not_known(call: Call, store: Store, tmp_path: Path) -> None:
+    assert call(*QUANTIZE)[0] == 0
+    pulled = tmp_path / "pulled"
+    assert call("store", "pull", "lab/gguf-q4_k_m", str(pulled))[0] == 0
+    assert call("store", "push", str(pulled), "lab/gguf-q4_k_m", "--kind", "gguf")[0] == 0
+    code, _, stderr = call(*INFER)
+    assert code == 0, stderr
+    assert "on which kind of host it was quantized is not known" in stderr
+    assert "not known" not in call(*INFER, "--set", "quant=F16")[2]
+
+
 def test_requantize_makes_the_same_here(call: Call, store: Store, elsewhere: Callable[..., None]) -> None:
     elsewhere("--set", "output_tensor_type=Q8_0")
     theirs = store.resolve("lab/gguf-q4_k_m")
