@@ -100,3 +100,8 @@ def pieces(directory: Path) -> int:
 
     model = str(directory / "tokenizer.model")
     return int(sentencepiece.SentencePieceProcessor(model_file=model).vocab_size())
+
+
+def row_of(number: int) -> dict:
+    """A row that depends on its number alone."""
+    return row("train", number, random.Random(number))
