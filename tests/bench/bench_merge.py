@@ -247,7 +247,8 @@ def main() -> None:
                 results[name].append(measure(command))
             shutil.rmtree(folder / "cp")  # leaves its pages to the cache of the others
         report((base / "model.safetensors").stat().st_size, results)
-        share, worst = difference([folder / "Tunemill", folder / "PEFT", base])
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # apart, for its memory
+            share, worst = pool.apply(difference, [[folder / "Tunemill", folder / "PEFT", base]])
         peak = memory_at(folder, options.memory_at, options.rank) if options.memory_at else 0.0
         goals(options.shape, results, options.memory_at, peak)
         print(f"\n{share:.4%} of the numbers differ from PEFT's, by at most {worst:.2g} in the last place.")

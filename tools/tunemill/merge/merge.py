@@ -182,7 +182,11 @@ def _record_layout(output: Path, config: dict[str, Any], plan: Plan) -> None:
         index = json.loads((output / INDEX).read_text("utf-8"))
         if plan.untied:
             index["weight_map"][HEAD] = plan.untied
-        index["metadata"] = dict(index.get("metadata") or {}, total_size=plan.tensor_bytes)
+        known = index.get("metadata") or {}
+        totals = {"total_size": plan.tensor_bytes, "total_parameters": plan.parameters}
+        index["metadata"] = known | {
+            key: totals[key] for key in totals if key in known or key == "total_size"
+        }
         write_json(output / INDEX, index)
 
 

@@ -84,6 +84,11 @@ class Plan:
         return sum(place.size for shard in self.shards for place in shard.places)
 
     @property
+    def parameters(self) -> int:
+        """Numbers in all tensors."""
+        return sum(prod(place.shape) for shard in self.shards for place in shard.places)
+
+    @property
     def changed(self) -> int:
         """How many tensors are not the base's."""
         return sum(place.change is not None for shard in self.shards for place in shard.places)

@@ -9,12 +9,14 @@ import json
 from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunemill.errors import BadDataError
 from tunemill.merge.patterns import first_matches
+
+Number = TypeVar("Number", int, float)
 
 CONFIG = "adapter_config.json"
 MERGED = "LoRA, rsLoRA and DoRA"
@@ -58,8 +60,8 @@ class LoraSettings(BaseModel):
         Raises:
             BadDataError: a pattern is no regular expression, or does not come to an end.
         """
-        ranks = [self.rank_pattern.get(key, self.r) for key in _keys(self.rank_pattern, modules)]
-        alphas = [self.alpha_pattern.get(key, self.lora_alpha) for key in _keys(self.alpha_pattern, modules)]
+        ranks = _values(self.rank_pattern, modules, self.r)
+        alphas = _values(self.alpha_pattern, modules, self.lora_alpha)
         return {
             module: (rank, alpha / (sqrt(rank) if self.use_rslora else rank))
             for module, rank, alpha in zip(modules, ranks, alphas, strict=True)
@@ -117,9 +119,10 @@ def _refuse(path: Path, settings: LoraSettings, raw: Mapping[str, Any]) -> None:
         )
 
 
-def _keys(patterns: Mapping[str, Any], modules: Sequence[str]) -> list[str]:
-    """Return the pattern that each module matches, or nothing that is a pattern."""
+def _values(patterns: Mapping[str, Number], modules: Sequence[str], otherwise: Number) -> list[Number]:
+    """Return for each module the value of the first pattern that it matches."""
     try:
-        return [pattern or "" for pattern in first_matches(list(patterns), modules)]
+        found = first_matches(list(patterns), modules)
     except BadDataError as error:
         raise BadDataError(f"{CONFIG} cannot be used: {error}") from error
+    return [otherwise if pattern is None else patterns[pattern] for pattern in found]
