@@ -130,7 +130,8 @@ def test_an_input_without_probes_is_said_and_recorded(proof, table):
     (proof.source / "probes.json").unlink()
     said = Said()
     facts = prove(proof, Candidate(table), said)
-    assert facts == {"parity": {"verdict": "none", "reason": "the input has no probes.json"}}
+    assert facts["parity"]["verdict"] == "none"
+    assert "the input has no probes.json" in facts["parity"]["reason"]
     assert len(said.lines) == 1
     assert "parity is not checked" in said.lines[0]
 

@@ -26,6 +26,7 @@ from tunemill.gguf.source import find_source
 from tunemill.gguf.staging import ADAPTER_CONFIG, stage_adapter, stage_model
 from tunemill.gguf.tokens import check_tokens, collect_probes, expect_tokens
 from tunemill.ggufs import find_gguf
+from tunemill.parity.gate import unproved
 from tunemill.prompting import read_prompting
 from tunemill.weights import BITS, read_header, read_headers
 from tunemill.work import Facts, Work
@@ -96,7 +97,8 @@ def convert_lora(work: Work[ConvertConfig]) -> Facts:
     made = _run(work, "adapter", arguments, target, header.size)
     if (adapter.path / PROMPTING).exists():
         shutil.copyfile(adapter.path / PROMPTING, work.output / PROMPTING)
-    return describe(made) | {"llama_cpp": find_source().version, "model_content": base.content}
+    facts = describe(made) | {"llama_cpp": find_source().version, "model_content": base.content}
+    return facts | unproved("convert-lora", "an adapter alone answers nothing", work.progress)
 
 
 def _run(

@@ -28,7 +28,7 @@ from tunemill.merge.plan import Plan, plan_merge
 from tunemill.merge.rewrite import copy_range, write_shard
 from tunemill.merge.settings import CONFIG
 from tunemill.merge.several import Joined, join, one
-from tunemill.parity.gate import NONE
+from tunemill.parity.gate import unproved
 from tunemill.weights import INDEX, Header, read_headers
 from tunemill.work import Facts, Input, Work
 
@@ -57,7 +57,7 @@ def merge(work: Work[MergeConfig]) -> Facts:
     """
     facts = _fold(work) | {"base": _origin(work.inputs["base"])}
     if work.config.adapters:
-        return facts | {"parity": {"verdict": NONE, "reason": "several adapters were never one model"}}
+        return facts | unproved("merge", "several adapters were never one model", work.progress)
     return facts | prove_parity(work)
 
 

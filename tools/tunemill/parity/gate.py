@@ -70,11 +70,8 @@ def prove(proof: Proof, candidate: Candidate, progress: Progress) -> Facts:
         BadDataError: it is beyond a limit and not to be published anyway, or the input's files are damaged.
     """
     if not (proof.source / probes.FILE).exists():
-        reason = "the input has no probes.json"
-        progress.say(
-            f"{proof.step}: parity is not checked, {reason}; train with parity_probes=64 to make one"
-        )
-        return {"parity": {"verdict": NONE, "reason": reason}}
+        reason = "the input has no probes.json; train with parity_probes=64 to make one"
+        return unproved(proof.step, reason, progress)
     if not proof.wanted:
         progress.say(f"{proof.step}: parity is not checked, parity_probes=0")
         for name in (probes.FILE, distributions.FILE):
@@ -91,6 +88,12 @@ def prove(proof: Proof, candidate: Candidate, progress: Progress) -> Facts:
         beyond.append(place_and_causes(proof.step, chosen, comparison))
     say_table(proof, comparison, progress)
     return _conclude(proof, chosen, found, comparison, asked + beyond, progress)
+
+
+def unproved(step: str, reason: str, progress: Progress) -> Facts:
+    """Say and record that there is nothing to compare with."""
+    progress.say(f"{step}: parity is not checked: {reason}")
+    return {"parity": {"verdict": NONE, "reason": reason}}
 
 
 def _conclude(
