@@ -38,7 +38,7 @@ variable "CA_BUNDLE" { default = "" }
 
 group "default" { targets = ["cpu"] }
 group "cpu" { targets = ["prepare", "train", "merge", "convert", "quantize", "infer", "store"] }
-group "cuda" { targets = ["train-cuda", "quantize-cuda", "infer-cuda"] }
+group "cuda" { targets = ["train-cuda", "gptq-cuda", "quantize-cuda", "infer-cuda"] }
 
 target "_site" {
   context  = "."
@@ -184,6 +184,12 @@ target "train-cuda" {
   dockerfile = "images/train/Dockerfile"
   contexts   = { torch = "target:torch-cuda", runtime = "target:runtime-torch-cuda" }
   tags       = ["${REGISTRY}/train:${TAG}-cuda"]
+}
+target "gptq-cuda" {
+  inherits   = ["_image-cuda"]
+  dockerfile = "images/gptq/Dockerfile"
+  contexts   = { torch = "target:torch-cuda", runtime = "target:runtime-torch-cuda" }
+  tags       = ["${REGISTRY}/gptq:${TAG}-cuda"]
 }
 target "quantize-cuda" {
   inherits   = ["_image-cuda"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def test_the_kernels_in_use_are_of_this_processor() -> None:
         pytest.skip("llama.cpp is not installed here")
     assert host.kernels
     assert host.ggml.count(".") == 2
+    assert re.fullmatch("[0-9a-f]{8}", host.rounding)
     if host.machine == "x86_64" and Path("/proc/cpuinfo").exists():
         flags = parse_cpuinfo(Path("/proc/cpuinfo").read_text())[1]
         assert {"avx2", "fma", "f16c"} & set(host.kernels) <= flags

@@ -277,6 +277,7 @@ def test_a_host_is_classed_by_what_its_results_depend_on() -> None:
         replace(host, kernels=("neon",)),
         replace(host, compiler="clang-1.0.0"),
         replace(host, ggml="0.0.1"),
+        replace(host, rounding="00000000"),
         replace(host, machine="sparc"),
         replace(host, backend="cuda"),
     ):

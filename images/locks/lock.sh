@@ -49,6 +49,9 @@ infer infer evaluate
 store kube
 IMAGES
 
+# By itself: GPTQModel wants an older NumPy than the others have.
+compile gptq --no-emit-package torch --extra gptq pyproject.toml
+
 # What builds the package and llama.cpp; none of it reaches an image.
 echo 'cmake
 ninja

@@ -101,7 +101,8 @@ def profile(folder: Path, target: Path, outtype: str) -> dict[str, float]:
     watched, saved = cProfile.Profile(), sys.argv
     sys.argv = ["-c", *source[3:]]
     try:
-        watched.runctx(OURS, {}, {})
+        scope: dict[str, object] = {}
+        watched.runctx(OURS, scope, scope)
     finally:
         sys.argv = saved
     found = pstats.Stats(watched).stats

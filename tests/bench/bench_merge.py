@@ -1,6 +1,6 @@
 """Our merge beside PEFT's load-merge-save and cp, on a Llama shape with random weights, in one run.
 
-    python tests/bench/bench_merge.py [--shape 1b|3b] [--rank 16] [--rounds 3] [--folder FOLDER]
+    python tests/bench/bench_merge.py [--shape 1b|3b] [--rank 16] [--rounds 3] [--memory-at 3b] [--folder …]
 
 Each method is a whole process, started new, that takes its turn in every round; the best round counts
 and the peak memory is the largest of all rounds. The base is read from the page cache where it fits,
@@ -175,6 +175,16 @@ def difference(folders: list[Path]) -> tuple[float, float]:
     return differing / total, worst
 
 
+def memory_at(folder: Path, shape: str, rank: int) -> float:
+    """Return the peak megabytes of our merge of another shape, in the room that the first one took."""
+    for left in folder.iterdir():
+        shutil.rmtree(left)
+    apart(make_base, folder / "base", shape)
+    apart(make_adapter, folder / "adapter", shape, rank)
+    places = [str(folder / name) for name in ("base", "adapter", "Tunemill")]
+    return measure([sys.executable, "-c", OURS, *places])[2]
+
+
 def report(size: int, results: dict[str, list[tuple[float, float, float]]]) -> None:
     best = {name: min(seconds for seconds, _, _ in runs) for name, runs in results.items()}
     print(f"{size / 2e9:.2f} B parameters, {size / 1e9:.2f} GB of bfloat16, {os.cpu_count()} cores\n")
@@ -189,11 +199,26 @@ def report(size: int, results: dict[str, list[tuple[float, float, float]]]) -> N
         )
 
 
+def goals(
+    shape: str, results: dict[str, list[tuple[float, float, float]]], larger: str | None, peak: float
+) -> None:
+    """Print what the merge is to reach, and what it does."""
+    best = {name: min(seconds for seconds, _, _ in runs) for name, runs in results.items()}
+    own = max(memory for _, _, memory in results["Tunemill"])
+    print("\n| goal | reached |\n|---|---:|")
+    print(f"| at most 1.5 times cp | {best['Tunemill'] / best['cp']:.2f} |")
+    print(f"| at least 5 times as fast as PEFT | {best['PEFT'] / best['Tunemill']:.1f} |")
+    print(f"| at most 1000 MB resident, {shape} | {own:.0f} |")
+    if larger:
+        print(f"| the same, {larger} | {peak:.0f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-at", choices=SHAPES, help="a larger shape that is merged too, once")
     parser.add_argument("--folder", type=Path, help="where there is room for four models")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
@@ -222,7 +247,10 @@ def main() -> None:
                 results[name].append(measure(command))
             shutil.rmtree(folder / "cp")  # leaves its pages to the cache of the others
         report((base / "model.safetensors").stat().st_size, results)
-        share, worst = difference([folder / "Tunemill", folder / "PEFT", base])
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # apart, for its memory
+            share, worst = pool.apply(difference, [[folder / "Tunemill", folder / "PEFT", base]])
+        peak = memory_at(folder, options.memory_at, options.rank) if options.memory_at else 0.0
+        goals(options.shape, results, options.memory_at, peak)
         print(f"\n{share:.4%} of the numbers differ from PEFT's, by at most {worst:.2g} in the last place.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
 from counting import save_data, save_model
 from tunemill import cli, stage
+from tunemill.gguf.header import read_gguf
 from tunemill.gguf.library import Library
 from tunemill.gguf.selfcheck import SPECIAL
 from tunemill.host import this_host
@@ -34,10 +37,19 @@ INFER = ["infer", "--run", "lab"]
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the counting model's F16, which has a probe set, and the data of its task."""
-    folder = tmp_path_factory.mktemp("lab")
+    return make_lab(tmp_path_factory.mktemp("lab"))
+
+
+def make_lab(folder: Path, sureness: float = 1) -> Path:
+    """Make that store; the model's logits are multiplied by ``sureness``."""
     model, data, store = folder / "model", folder / "data", folder / "store"
     save_model(model)
     save_data(data)
+    path = model / "model-F16.gguf"
+    (output,) = [tensor for tensor in read_gguf(path).tensors if tensor.name == "output.weight"]
+    weights = np.memmap(path, np.float16, "r+", output.start, (output.size // 2,))
+    weights *= np.float16(sureness)
+    weights.flush()
     save_probes(model, data, Library(folder / "scratch", threading.Event()))
     environment = {**os.environ, "TUNEMILL_STORE": str(store), "TUNEMILL_CACHE": str(folder / "cache")}
     for words in (
@@ -135,6 +147,17 @@ def test_the_unquantized_model_runs_anywhere(
     assert code == 0, stderr
 
 
+def test_of_a_pushed_quantization_the_host_is_not_known(call: Call, store: Store, tmp_path: Path) -> None:
+    assert call(*QUANTIZE)[0] == 0
+    pulled = tmp_path / "pulled"
+    assert call("store", "pull", "lab/gguf-q4_k_m", str(pulled))[0] == 0
+    assert call("store", "push", str(pulled), "lab/gguf-q4_k_m", "--kind", "gguf")[0] == 0
+    code, _, stderr = call(*INFER)
+    assert code == 0, stderr
+    assert "on which kind of host it was quantized is not known" in stderr
+    assert "not known" not in call(*INFER, "--set", "quant=F16")[2]
+
+
 def test_requantize_makes_the_same_here(call: Call, store: Store, elsewhere: Callable[..., None]) -> None:
     elsewhere("--set", "output_tensor_type=Q8_0")
     theirs = store.resolve("lab/gguf-q4_k_m")
@@ -210,3 +233,58 @@ def test_two_builds_of_llama_cpp(call: Call, store: Store, tmp_path: Path) -> No
     assert code == 0, stderr
     assert store.resolve(stdout.strip()).facts["reproved"]["mean_kl"] < 1e-3
     assert call(*INFER, "--requantize")[0] == 0
+
+
+def test_diff_of_two_quantizations_names_tensors_and_labels(call: Call, store: Store) -> None:
+    """Another type for two tensors stands for whatever makes a class of host round otherwise."""
+    assert call(*QUANTIZE)[0] == 0
+    plain = store.resolve("lab/gguf-q4_k_m")
+    assert call(*QUANTIZE, "--set", "tensor_type=[blk.1.ffn_up=Q3_K, blk.0.attn_q=Q5_K]")[0] == 0
+    code, stdout, stderr = call("store", "diff", plain.reference, "lab/gguf-q4_k_m")
+    assert code == 0, stderr
+    assert "  config tensor_type: (absent) -> " in stdout
+    lines = stdout.splitlines()
+    (summary,) = [line for line in lines if line.startswith("tensors: ")]
+    assert summary.startswith("tensors: 2 of 21 differ, most in blk.1.ffn_up.weight: 0.0")
+    assert [line.split(", at most")[0] for line in lines if line.startswith("  tensor ")] == [
+        "  tensor blk.0.attn_q.weight: Q4_K -> Q5_K",
+        "  tensor blk.1.ffn_up.weight: Q4_K -> Q3_K",
+    ]
+    (labels,) = [line for line in lines if line.startswith("labels: ")]
+    assert labels.startswith("labels: 0 of 3 labels flip; mean KL ")
+    code, stdout, _ = call("store", "diff", plain.reference, "lab/gguf-q4_k_m", "--json")
+    found = json.loads(stdout)
+    assert [each["name"] for each in found["tensors"]["differing"]] == [
+        "blk.0.attn_q.weight",
+        "blk.1.ffn_up.weight",
+    ]
+    assert 0 < found["tensors"]["differing"][0]["largest"] < found["tensors"]["worst"]["largest"] < 0.2
+    assert found["parity"]["labels"]["flips"] == 0
+
+
+def test_diff_of_what_has_no_probes_says_so(call: Call, store: Store, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    save_model(bare)
+    assert call("store", "push", str(bare), "bare/gguf-f16", "--kind", "gguf")[0] == 0
+    assert call(*QUANTIZE)[0] == 0
+    code, stdout, _ = call("store", "diff", "bare/gguf-f16", "lab/gguf-q4_k_m")
+    assert code == 0
+    assert "labels: not compared, not both have a probe set" in stdout
+    assert "tensor blk.0.attn_q.weight: F16 -> Q4_K, at most 0." in stdout
+
+
+def test_diff_of_two_builds(call: Call, store: Store) -> None:
+    other = os.environ.get(OTHER)
+    if not other:
+        pytest.skip(f"{OTHER} names no folder with a llama.cpp that was compiled otherwise")
+    run(QUANTIZE, {**os.environ, "LLAMA_CPP_LIB_PATH": other})
+    theirs = store.resolve("lab/gguf-q4_k_m").reference
+    assert call(*QUANTIZE)[0] == 0
+    code, stdout, stderr = call("store", "diff", theirs, "lab/gguf-q4_k_m")
+    assert code == 0, stderr
+    assert "  host host_class: " in stdout
+    rounding = {
+        store.provenance(store.resolve(name)).host["rounding"] for name in (theirs, "lab/gguf-q4_k_m")
+    }
+    assert ("tensors: 0 of 21 differ" in stdout) is (len(rounding) == 1)
+    assert "labels: 0 of 3 labels flip" in stdout

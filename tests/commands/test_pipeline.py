@@ -44,6 +44,18 @@ def test_the_converted_type_needs_no_quantizing() -> None:
     assert ("quantize", "F16") in laid_out("F16", settings=("outtype=bf16",))
 
 
+@pytest.mark.parametrize(("settings", "wanted"), [((), False), (("imatrix=true",), True)])
+def test_an_importance_matrix_is_made_once_before_all_that_use_it(
+    settings: tuple[str, ...], wanted: bool
+) -> None:
+    recipe = resolve(Choice(model="tiny", task="stdlib", settings=settings), known_keys())
+    stages = [step.stage for step in lay_out(recipe, ["Q2_K", "IQ3_S"])]
+    assert stages.count("imatrix") == wanted
+    assert stages.count("quantize") == 2
+    if wanted:
+        assert stages.index("convert") < stages.index("imatrix") < stages.index("quantize")
+
+
 def test_figures_stand_beside_their_baselines() -> None:
     facts = {
         "F16": {"rows": 1300, "accuracy": 0.71234, "majority_accuracy": 0.13, "tfidf_accuracy": 0.8},

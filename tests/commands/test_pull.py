@@ -247,6 +247,7 @@ def test_a_quantization_of_another_host_comes_with_the_way_to_make_it_here(
     code, stdout, stderr = pull("--run", "lab", "--quant", "Q5_K_M")
     assert code == 0
     assert len(stdout.splitlines()) == 2
+    assert " --requantize --store " in stdout.splitlines()[1]  # it has no probe set to be proved by
     assert "on another kind of host (cuda/sm_90/-/llama-0.3.36) than this one (" in stderr
     again = subprocess.run(stderr.strip().rpartition("to do it here: ")[2], shell=True, check=False)
     assert again.returncode == 0

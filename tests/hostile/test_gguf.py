@@ -60,7 +60,7 @@ FORGED = {
     "array-past-the-end": gguf([pair("k", ARRAY, array(U8, 1 << 22))]),
     "array-in-array": gguf([pair("k", ARRAY, nested(1))]),
     "arrays-thousands-deep": gguf([pair("k", ARRAY, nested(100_000))]),
-    "arrays-of-empty-texts": gguf([pair(f"k{n}", ARRAY, array(TEXT, 1 << 18, STRINGS)) for n in range(40)]),
+    "arrays-of-empty-texts": gguf([pair(f"k{n}", ARRAY, array(TEXT, 1 << 18, STRINGS)) for n in range(33)]),
     "value-of-no-type": gguf([pair("k", 13, b"\0" * 8)]),
     "key-twice": gguf([ARCHITECTURE, ARCHITECTURE]),
     "key-without-name": gguf([pair("", U32, b"\0" * 4)]),
@@ -98,7 +98,7 @@ def test_quantize_refuses(hostile, content):
     assert "is not a whole GGUF file" in hostile("quantize", "gguf", replace(content))
 
 
-@pytest.mark.parametrize("name", ["most-keys", "arrays-of-empty-texts", "size-that-overflows"])
+@pytest.mark.parametrize("name", ["most-keys", "array-that-overflows", "size-that-overflows"])
 def test_infer_refuses(hostile, name):
     assert ".gguf" in hostile("infer", "gguf", replace(FORGED[name]))
 

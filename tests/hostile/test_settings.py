@@ -50,6 +50,7 @@ def take(directory: Path, name: str, content: bytes) -> None:
         pytest.param({"peft_type": ["LORA"]}, id="type-is-a-list"),
         pytest.param({"peft_type": "PROMPT_TUNING"}, id="another-type"),
         pytest.param({"rank_pattern": ["q_proj"]}, id="pattern-is-a-list"),
+        pytest.param({"rank_pattern": {"(.|.)*x": 2}}, id="pattern-for-ever"),
         pytest.param({"rank_pattern": {"(" * 150: 2}}, id="pattern-malformed"),
         pytest.param({"alpha_pattern": {"x" * 5000: 2}}, id="pattern-long"),
         pytest.param({"use_rslora": "yes"}, id="truth-is-a-text"),
@@ -116,7 +117,6 @@ TOKENIZERS = {
     "backtracking": tokenizer(split("(a+)+$")),
     "backtracking-on-spaces": tokenizer(split("(\\s|\\s)*\\S{3}$")),
     "huge-expression": tokenizer(split("(" * 50_000 + ")" * 50_000)),
-    "huge-repetition": tokenizer(split("((a{0,999}){0,999}){0,999}b")),
     "broken-expression": tokenizer(split("(")),
     "growing-normalizer": tokenizer(
         normalizer={

@@ -83,7 +83,7 @@ def tiny(architecture: str, directory: Path, dtype: str, **more) -> Path:
     return directory
 
 
-TINY = {"GPT2": "GPT2LMHeadModel"}
+TINY = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 
 
 def random_adapter(model, directory: Path, seed: int = 11, **settings) -> Path:

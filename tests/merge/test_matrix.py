@@ -62,6 +62,11 @@ CASES = {
             "use_rslora": True,
         },
     ),
+    "mixtral-experts-by-their-old-names": (
+        "Mixtral",
+        {"num_local_experts": 3},
+        {"target_modules": ["w1", "w2", "w3", "q_proj", "gate"]},
+    ),
     "qwen2-moe-experts": (
         "Qwen2Moe",
         MOE | {"shared_expert_intermediate_size": 24},

@@ -81,7 +81,9 @@ def test_a_resized_vocabulary(tmp_path, models, work, resized, case, dtype, shar
     assert index.exists() == (shard == "60KB")
     if index.exists():
         total = sum(tensor.size for header in headers for tensor in header.tensors.values())
-        assert json.loads(index.read_text())["metadata"]["total_size"] == total
+        merged = models.load(tmp_path / "out")
+        count = sum(parameter.numel() for parameter in merged.parameters())
+        assert json.loads(index.read_text())["metadata"] == {"total_size": total, "total_parameters": count}
 
 
 @pytest.mark.parametrize("rows", [96, 100])

@@ -70,6 +70,8 @@ class Host:
     """What compiled it, such as ``gcc-12.2.0``; ``-`` where that is not known."""
     ggml: str
     """Version of its tensor library; ``-`` where there is none."""
+    rounding: str
+    """What it makes of some fixed numbers, as eight hex digits; ``-`` where it cannot be asked."""
 
     @property
     def device(self) -> str:
@@ -81,7 +83,7 @@ class Host:
     @property
     def host_class(self) -> str:
         """Backend, architecture, kernels, compiler, llama.cpp: equal classes compute alike."""
-        build = f"llama-{self.llama_cpp}-ggml-{self.ggml}"
+        build = f"llama-{self.llama_cpp}-ggml-{self.ggml}-{self.rounding}"
         return "/".join((self.backend, self.device, "+".join(self.kernels) or "-", self.compiler, build))
 
     def record(self) -> dict[str, Any]:
@@ -110,6 +112,7 @@ def this_host() -> Host:
         kernels=build.kernels if build else (),
         compiler=build.compiler if build else "-",
         ggml=build.ggml if build else "-",
+        rounding=build.rounding if build else "-",
     )
 
 

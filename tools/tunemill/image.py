@@ -21,6 +21,7 @@ IMAGES = {
     "convert": "convert",
     "convert-lora": "convert",
     "imatrix": "infer",
+    "gptq": "gptq",
     "quantize": "quantize",
     "infer": "infer",
     "evaluate": "infer",

@@ -27,7 +27,7 @@ COMPILERS = {
 }
 """How compilers sign what they make; Apple's does not."""
 PROGRAM = """
-import ctypes, glob, json, os, sys
+import ctypes, glob, hashlib, json, os, sys
 folder = sys.argv[1]
 paths = lambda name: sorted({os.path.realpath(p) for p in glob.glob(os.path.join(folder, "*" + name + "*"))})
 base = ctypes.CDLL(paths("ggml-base.")[0], mode=ctypes.RTLD_GLOBAL)
@@ -44,14 +44,32 @@ for path in paths("ggml-cpu"):
         best, score = (path, library), found
 names = sys.argv[2].split()
 has = [name for name in names if getattr(best[1], "ggml_cpu_has_" + name, int)()]
+def rounding():
+    count, numbers, seed = 8192, [], 1
+    for place in range(count):
+        seed = (1103515245 * seed + 12345) % (1 << 31)
+        numbers.append((seed / (1 << 30) - 1) * (1 + place // 512))
+    source, target = (ctypes.c_float * count)(*numbers), ctypes.create_string_buffer(4 * count)
+    weights = (ctypes.c_float * count)(*(1 + abs(number) for number in numbers))
+    base.ggml_quantize_chunk.restype = ctypes.c_size_t
+    number, place = ctypes.c_int64, ctypes.c_void_p
+    base.ggml_quantize_chunk.argtypes = [ctypes.c_int, place, place, number, number, number, place]
+    digest = hashlib.sha256()
+    for kind in map(int, sys.argv[3].split()):
+        size = base.ggml_quantize_chunk(kind, source, target, 0, count // 256, 256, weights)
+        digest.update(target.raw[:size])
+    return digest.hexdigest()[:8]
 base.ggml_version.restype = base.ggml_commit.restype = ctypes.c_char_p
-print(json.dumps({"kernels": has, "path": best[0], "ggml": base.ggml_version().decode()}))
+told = {"kernels": has, "path": best[0], "ggml": base.ggml_version().decode(), "rounding": rounding()}
+print(json.dumps(told))
 """
 KERNELS = (
     "amx_int8 arm_fma avx avx2 avx512 avx512_bf16 avx512_vbmi avx512_vnni avx_vnni bmi2 dotprod f16c fma "
     "fp16_va llamafile matmul_int8 neon riscv_v sme sse3 ssse3 sve vsx vxe"
 )
 """What ``ggml_cpu_has_NAME`` is asked for."""
+QUANTIZED = "2 3 6 7 8 10 11 12 13 14 20 21 23"
+"""Tensor types, by number, that some fixed numbers are quantized to; those left out take long to begin."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,9 @@ class Build:
     """``gcc-12.2.0``, or ``-`` where it does not tell."""
     ggml: str
     """ggml's version."""
+    rounding: str
+    """Eight hex digits of a sha256 over some fixed numbers, quantized to most types: builds that round
+    otherwise, for whatever reason, are told apart by it."""
 
 
 def installed() -> Path | None:
@@ -81,13 +102,15 @@ def installed() -> Path | None:
 @lru_cache(maxsize=4)
 def build_in(folder: Path) -> Build | None:
     """Return what the libraries in a folder are; None where they cannot be opened on this machine."""
-    command = [sys.executable, "-I", "-S", "-c", PROGRAM, str(folder), KERNELS]
+    command = [sys.executable, "-I", "-S", "-c", PROGRAM, str(folder), KERNELS, QUANTIZED]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
         told = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError):
         return None  # the stage that loads them will say what is wrong
-    return Build(tuple(sorted(told["kernels"])), compiler_of(Path(told["path"])), told["ggml"])
+    return Build(
+        tuple(sorted(told["kernels"])), compiler_of(Path(told["path"])), told["ggml"], told["rounding"]
+    )
 
 
 def compiler_of(library: Path) -> str:

@@ -76,6 +76,20 @@ reprove: Decorator[Any] = click.option(
     is_flag=True,
     help="Where another kind of host quantized the model, prove it here by its probe set first.",
 )
+types: Decorator[Any] = click.option(
+    "--types",
+    metavar="TYPES",
+    help="Make several, with commas between them, and show size, divergence and speed side by side.",
+)
+memory_budget: Decorator[Any] = click.option(
+    "--memory-budget", metavar="SIZE", help="With --types: recommend the best that fits, for example 6GB."
+)
+context: Decorator[Any] = click.option(
+    "--context",
+    metavar="TOKENS",
+    type=click.IntRange(min=1),
+    help="With --memory-budget: tokens of prompt and answer.  [default: 4096, or what it was trained for]",
+)
 check_model: Decorator[Any] = click.option(
     "--check",
     "check_model",

@@ -27,6 +27,8 @@ from tunemill.errors import BadDataError
 SECONDS = 1  # of processor time; a real template takes less than a millisecond
 MEMORY = 1 << 29  # address space of the child; Python and Jinja take about 100 MB of it
 MAX_TEXT = 1 << 24  # characters; the longest contexts are a few million tokens
+INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
+"""What a child that reads a stranger's files sees of the environment: enough to find its modules."""
 DATE = datetime(2024, 7, 26, tzinfo=UTC)
 """The day that templates are told it is (Llama 3.2's own default): a prompt that changes with
 the calendar could not be reproduced."""
@@ -87,7 +89,7 @@ class Renderer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
+                env={name: os.environ[name] for name in INHERITED if name in os.environ},
                 start_new_session=True,  # Ctrl-C is for us, who then close its stdin
             )
         return self._child

@@ -107,6 +107,7 @@ MAKERS = {
     "merged": "merge",
     "gguf": "convert",
     "imatrix": "imatrix",
+    "gptq": "gptq",
     "predictions": "infer",
     "report": "evaluate",
 }

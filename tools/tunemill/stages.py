@@ -45,6 +45,10 @@ LISTED = {
     "quantize": Listed(
         "tunemill.gguf.config:QUANTIZE", "Quantize a GGUF on this machine, with llama.cpp's quantizer"
     ),
+    "gptq": Listed(
+        "tunemill.gptq.config:STAGE",
+        "Quantize a merged model to 4 bits for transformers, by GPTQ on a CUDA GPU",
+    ),
     "infer": Listed("tunemill.infer.config:STAGE", "Classify or generate over a dataset"),
     "evaluate": Listed("tunemill.evaluate.config:STAGE", "Judge predictions and write the report"),
 }

@@ -19,6 +19,7 @@ from typing import Any
 
 from tunemill.errors import BadDataError
 from tunemill.files import MAX_TOKENIZER
+from tunemill.rendering import INHERITED
 
 SECONDS = 10  # of processor time; the largest vocabulary in use, Gemma's, takes under 2
 MEMORY = 1200 << 20  # bytes; Gemma's takes a third of it
@@ -37,7 +38,9 @@ def load_tokenizer(directory: Path) -> Any:
         BadDataError: its files are missing, malformed, or take too much.
     """
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # it warns of what it then raises
     if (directory / "tokenizer.json").exists():
         prove(directory / "tokenizer.json")
     try:
@@ -55,7 +58,7 @@ def prove(file: Path) -> None:
     """
     if file.stat().st_size > MAX_TOKENIZER:
         raise BadDataError(f"{file} is larger than {MAX_TOKENIZER >> 20} MiB: it is no tokenizer")
-    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
     child = subprocess.run(
         [sys.executable, "-s", "-B", "-m", "tunemill.tokenizer", str(file)],
         env=kept | {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "RUST_BACKTRACE": "0"},

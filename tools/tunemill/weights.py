@@ -27,6 +27,7 @@ MAX_HEADER = (
 )  # a shard of 50,000 tensors has about 6 MB; JSON takes some 10 times its bytes in memory
 MAX_INDEX = 100 << 20
 MAX_DIMENSIONS = 8
+MAX_NAME = 200  # characters of a file's name; file systems take 255 bytes
 BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64,
     "F32": 32, "I32": 32, "U32": 32,
@@ -108,8 +109,9 @@ def weight_files(directory: Path) -> list[Path]:
         raise BadDataError(f"{index} has no weight_map")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise BadDataError(f"{index} names {name!r}, which is not a safetensors file beside it")
+        beside = Path(name).name == name and "\0" not in name and len(name) <= MAX_NAME
+        if not beside or not name.endswith(".safetensors"):
+            raise BadDataError(f"{index} names {name[:80]!r}, which is not a safetensors file beside it")
         if not (directory / name).is_file():
             raise BadDataError(f"{directory.name} lacks {name}, which its index names: fetch the model again")
     return [directory / name for name in names]

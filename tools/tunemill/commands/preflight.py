@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -59,7 +60,8 @@ def _pulled(store: Store, reference: str, scratch: Path) -> Path:
     artifact = store.resolve(reference)
     if artifact.kind not in CHECKED:
         raise UsageError(f"{artifact.reference} is {artifact.kind}, expected {' or '.join(CHECKED)}")
-    store.pull(artifact, scratch / "model", Progress())
+    small = tuple(file for file in artifact.files if not file.path.endswith(".safetensors"))
+    store.pull(replace(artifact, files=small), scratch / "model", Progress())
     return scratch / "model"
 
 

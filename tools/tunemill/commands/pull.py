@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tunemill.store import Artifact, Store
 
 PLACE = Path("models")
+PROBES, ANSWERS = "probes.json", "parity.npz"  # what a model is proved by; named here without loading NumPy
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,9 @@ def how_to_run(found: Found, header: GgufHeader) -> tuple[str | None, str]:
     if planned.missing:
         return None, "; ".join(planned.missing.values())
     words = [*_program(), "infer", *_names(choice), "--input", f"gguf={reference}"]
+    if planned.foreign:
+        proves = {PROBES, ANSWERS} <= {file.path for file in found.artifact.files}
+        words.append("--reprove" if proves else "--requantize")
     return shlex.join([*words, "--store", found.store_url]), ""
 
 

@@ -75,6 +75,9 @@ def stage_command(name: str) -> click.Command:
         join_parts: str | None = None,
         requantize: bool = False,
         reprove: bool = False,
+        types: str | None = None,
+        memory_budget: str | None = None,
+        context: int | None = None,
         **choice: Any,
     ) -> None:
         if check_model is not None:
@@ -91,6 +94,17 @@ def stage_command(name: str) -> click.Command:
             choice["settings"] = (*choice["settings"], "reprove=true")
         recipe = resolve(Choice(**_choice(choice)), known_keys())
         store, chosen = options.open_the_store(store_url), parse_inputs(inputs)
+        if types:
+            from tunemill.commands import side_by_side
+
+            wanted = side_by_side.parse(types, memory_budget, context)
+            plans = side_by_side.plan_all(store, stage, recipe, chosen, wanted)
+            if dry_run:
+                records = {"types": [plan_record(each) for each in plans]}
+                _say(json.dumps(records) if as_json else "\n".join(map(plan_text, plans)))
+                return
+            side_by_side.run(store, plans, wanted, as_json, signals)
+            return
         planned = plan(store, stage, recipe, chosen)
         if requantize and not dry_run and planned.foreign and planned.existing is None:
             made = remake_foreign(store, planned, Progress(quiet=not speaks()), signals)
@@ -108,7 +122,17 @@ def stage_command(name: str) -> click.Command:
     proves = [options.publish_anyway] if "publish_anyway" in stage.config.model_fields else []
     checks = [options.check_model, options.join_parts] if name == "convert" else []
     binds = [options.requantize, options.reprove] if stage.bound_inputs else []
-    for option in (options.json, options.dry_run, *checks, *binds, *proves, options.inputs, options.store):
+    several = [options.context, options.memory_budget, options.types] if name == "quantize" else []
+    for option in (
+        options.json,
+        options.dry_run,
+        *checks,
+        *binds,
+        *several,
+        *proves,
+        options.inputs,
+        options.store,
+    ):
         decorated = option(decorated)
     decorated = options.recipe(decorated)
     return StageCommand(

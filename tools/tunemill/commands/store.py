@@ -117,15 +117,23 @@ def log(reference: str, store_url: str, as_json: bool) -> None:
 @options.store
 @options.json
 def diff(first: str, second: str, store_url: str, as_json: bool) -> None:
-    """Show what differs between two artifacts and between those they were made from."""
+    """Show what differs between two artifacts and between those they were made from.
+
+    Of two GGUF models also the tensors, which takes pulling both, and the labels they choose.
+    """
+    from tunemill.commands import quantizations
     from tunemill.store.diff import diff as differences_of
     from tunemill.store.diff import lines
 
-    differences = differences_of(options.open_the_store(store_url), first, second)
+    opened = options.open_the_store(store_url)
+    differences = differences_of(opened, first, second)
+    models = quantizations.compare(opened, opened.resolve(first), opened.resolve(second), Progress())
     if as_json:
-        _print_json({"differences": [dataclasses.asdict(each) for each in differences]})
+        record = {"differences": [dataclasses.asdict(each) for each in differences]}
+        _print_json(record | (models or {}))
     else:
         _lines(lines(differences) if differences else ["no difference"])
+        _lines(quantizations.lines(models) if models else [])
 
 
 @store.command(epilog=examples("pull tiny-stdlib/gguf-q4_k_m model", "pull base/tiny:v1 base --json"))

@@ -33,18 +33,29 @@ class ConvertConfig(ParityConfig):
         description="seconds after which the converter is stopped",
         json_schema_extra={"identity": False},
     )
-    convert_max_mean_kl: float = Field(
-        default=0.005, ge=0, description="most mean KL in nats between merged and converted model"
+    convert_max_mean_kl: float | None = Field(
+        default=None, ge=0, description="most mean KL in nats to the merged model; by the type if not given"
     )
-    convert_max_worst_kl: float = Field(default=0.25, ge=0, description="most KL in nats at any one position")
-    convert_min_top1: float = Field(
-        default=0.98, ge=0, le=1, description="least share of positions with the same likeliest token"
+    convert_max_worst_kl: float | None = Field(
+        default=None, ge=0, description="most KL in nats at any one position; by the type if not given"
     )
-    convert_max_label_flips: float = Field(
-        default=0.05, ge=0, le=1, description="largest share of prompts that get another label"
+    convert_min_top1: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="least share of positions with the same likeliest token; by the type if not given",
     )
-    convert_min_p_value: float = Field(
-        default=0.01, ge=0, le=1, description="least p of McNemar's exact test where right labels were lost"
+    convert_max_label_flips: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="largest share of prompts that get another label; by the type if not given",
+    )
+    convert_min_p_value: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="least p of McNemar's test where right labels were lost; by the type if not given",
     )
 
 
@@ -104,13 +115,19 @@ class QuantizeConfig(ParityConfig, Threads):
         default=None,
         ge=0,
         le=1,
-        description="least share of the same likeliest token; by the type if not given",
+        description="least share of positions with the same likeliest token; by the type if not given",
     )
     quantize_max_label_flips: float | None = Field(
-        default=None, ge=0, le=1, description="largest share of prompts with another label; by the type"
+        default=None,
+        ge=0,
+        le=1,
+        description="largest share of prompts that get another label; by the type if not given",
     )
     quantize_min_p_value: float | None = Field(
-        default=None, ge=0, le=1, description="least p of McNemar's exact test; by the type if not given"
+        default=None,
+        ge=0,
+        le=1,
+        description="least p of McNemar's test where right labels were lost; by the type if not given",
     )
 
 

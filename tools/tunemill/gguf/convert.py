@@ -8,7 +8,9 @@ after, and token ids of real prompts must agree with transformers'.
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tunemill.errors import BadDataError
 from tunemill.files import need_space
@@ -22,8 +24,9 @@ from tunemill.gguf.parts import read_model
 from tunemill.gguf.quantize import PROMPTING, describe
 from tunemill.gguf.source import find_source
 from tunemill.gguf.staging import ADAPTER_CONFIG, stage_adapter, stage_model
-from tunemill.gguf.tokens import check_tokens, expect_tokens
+from tunemill.gguf.tokens import check_tokens, collect_probes, expect_tokens
 from tunemill.ggufs import find_gguf
+from tunemill.parity.gate import unproved
 from tunemill.prompting import read_prompting
 from tunemill.weights import BITS, read_header, read_headers
 from tunemill.work import Facts, Work
@@ -54,7 +57,7 @@ def convert(work: Work[ConvertConfig]) -> Facts:
         tensor.size * 8 // BITS[tensor.dtype] for h in read_headers(model) for tensor in h.tensors.values()
     )
     prompting = read_prompting(model)
-    texts = expect_tokens(model, work.inputs["data"].path, prompting)
+    probes = collect_probes(work.inputs["data"].path, prompting)
     expected = int(numbers * WIDTHS[work.config.outtype] / 8)
     need_space(work.output, expected)
     staged = stage_model(model, work.scratch / "model")
@@ -63,8 +66,10 @@ def convert(work: Work[ConvertConfig]) -> Facts:
     write_origin(work.inputs["merged"], work.inputs["data"], staged, overrides)
     arguments = ["convert_hf_to_gguf.py", str(staged), "--outfile", str(target), "--metadata", str(overrides)]
     arguments += ["--split-max-size", work.config.split_max_size]
-    header = _run(work, "merged", arguments, target, expected)
-    tokens = check_tokens(texts, header.path, work.output, Library(work.scratch, work.stop))
+    with ThreadPoolExecutor(1) as pool:  # transformers takes seconds to import, the converter longer to run
+        expecting = pool.submit(expect_tokens, model, probes, prompting)
+        header = _run(work, "merged", arguments, target, expected, expecting)
+    tokens = check_tokens(expecting.result(), header.path, work.output, Library(work.scratch, work.stop))
     prompting.save(work.output)
     facts = describe(header) | {"llama_cpp": find_source().version, "tokens": tokens}
     facts |= {"model_content": work.inputs["merged"].content}
@@ -92,13 +97,19 @@ def convert_lora(work: Work[ConvertConfig]) -> Facts:
     made = _run(work, "adapter", arguments, target, header.size)
     if (adapter.path / PROMPTING).exists():
         shutil.copyfile(adapter.path / PROMPTING, work.output / PROMPTING)
-    return describe(made) | {"llama_cpp": find_source().version, "model_content": base.content}
+    facts = describe(made) | {"llama_cpp": find_source().version, "model_content": base.content}
+    return facts | unproved("convert-lora", "an adapter alone answers nothing", work.progress)
 
 
 def _run(
-    work: Work[ConvertConfig], role: str, arguments: list[str], target: Path, expected: int
+    work: Work[ConvertConfig],
+    role: str,
+    arguments: list[str],
+    target: Path,
+    expected: int,
+    meanwhile: Future[Any] | None = None,
 ) -> GgufHeader:
-    """Run one of llama.cpp's scripts on an input and check the file it leaves."""
+    """Run one of llama.cpp's scripts on an input and check the file it leaves; an error ends both."""
     script, *rest = arguments
     memory = int(work.config.convert_memory_gb * 1e9) or machine_memory()
     limits = Limits(work.config.convert_timeout, memory)
@@ -106,6 +117,8 @@ def _run(
     with work.progress.task(f"convert {work.config.outtype}", expected, "B") as task:
 
         def tick() -> None:
+            if meanwhile is not None and meanwhile.done():
+                meanwhile.result()
             size = sum(path.stat().st_size for path in target.parent.glob("*.gguf"))
             if size > task.done:
                 task.advance(min(size, expected) - task.done)

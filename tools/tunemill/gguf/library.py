@@ -148,6 +148,14 @@ class Library:
         """
         return self._ask({"task": "differences", "pairs": pairs}, "comparing tensors")
 
+    def speed(self, model: Path) -> Answer:
+        """Return ``{"prompt", "written"}``: tokens a second that a model reads and writes on this machine.
+
+        Raises:
+            BadDataError: llama.cpp cannot load or compute it.
+        """
+        return self._ask({"task": "speed", "model": str(model)}, f"timing {model.name}")
+
     @property
     def log(self) -> Path:
         """Where the running child writes."""

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tunemill.gguf.config import ConvertConfig, QuantizeConfig
 from tunemill.gguf.library import Library
-from tunemill.parity.config import Limits
+from tunemill.parity.config import Limits, chosen_limits
 from tunemill.parity.distributions import Distributions
 from tunemill.parity.gate import Proof, prove
 from tunemill.parity.probes import Probes
 from tunemill.work import Facts, Work
 
 BY_BITS: Mapping[int, Limits] = {
-    8: Limits(0.01, 0.5, 0.97, 0.05, 0.01),
-    6: Limits(0.02, 1, 0.95, 0.05, 0.01),
-    5: Limits(0.05, 2, 0.9, 0.1, 0.01),
-    4: Limits(0.1, 3, 0.85, 0.1, 0.01),
-    3: Limits(0.4, 6, 0.7, 0.25, 0.01),
-    2: Limits(1.5, 10, 0.4, 0.5, 0.01),
+    8: Limits(0.005, 0.5, 0.97, 0.05, 0.01),
+    6: Limits(0.015, 1, 0.93, 0.1, 0.01),
+    5: Limits(0.04, 2, 0.85, 0.1, 0.01),
+    4: Limits(0.1, 4, 0.75, 0.15, 0.01),
+    3: Limits(0.4, 8, 0.65, 0.25, 0.01),
+    2: Limits(1, 12, 0.4, 0.4, 0.01),
     1: Limits(4, 20, 0.1, 1, 0.01),
 }
 """Limits of a quantization by the bits in its type's name. docs/parity.md says where they come from."""
+EXACT = Limits(0.001, 0.1, 0.98, 0.05, 0.01)
+"""Of a conversion to a type that keeps at least 11 bits of each number and of what it is multiplied with."""
+BY_OUTTYPE: Mapping[str, Limits] = {"f32": EXACT, "f16": EXACT, "bf16": BY_BITS[8], "q8_0": BY_BITS[8]}
+"""Limits of a conversion; llama.cpp rounds what a BF16 matrix is multiplied with to BF16 too."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def prove_conversion(work: Work[ConvertConfig], gguf: Path) -> Facts:
         step="convert",
         source=work.inputs["merged"].path,
         output=work.output,
-        limits=config.limits("convert"),
+        limits=chosen_limits(config, "convert", BY_OUTTYPE[config.outtype]),
         wanted=config.parity_probes > 0,
         publish_anyway=config.publish_anyway,
     )
@@ -73,17 +77,15 @@ def prove_quantization(work: Work[QuantizeConfig], gguf: Path) -> Facts:
         step="quantize",
         source=work.inputs["gguf"].path,
         output=work.output,
-        limits=quantization_limits(config),
+        limits=chosen_limits(config, "quantize", quantization_limits(config.quant)),
         wanted=config.parity_probes > 0,
         publish_anyway=config.publish_anyway,
     )
     return prove(proof, Gguf(gguf, Library(work.scratch, work.stop)), work.progress)
 
 
-def quantization_limits(config: QuantizeConfig) -> Limits:
-    """Return the limits of a type, with those that were set."""
-    digit = re.search(r"\d", config.quant)
+def quantization_limits(quant: str) -> Limits:
+    """Return the usual limits of a quantization type."""
+    digit = re.search(r"\d", quant)
     bits = int(digit[0]) if digit else max(BY_BITS)
-    usual = BY_BITS[min(known for known in BY_BITS if known >= min(bits, max(BY_BITS)))]
-    own = {name: getattr(config, f"quantize_{name}") for name in Limits.__dataclass_fields__}
-    return replace(usual, **{name: value for name, value in own.items() if value is not None})
+    return BY_BITS[min(known for known in BY_BITS if known >= min(bits, max(BY_BITS)))]

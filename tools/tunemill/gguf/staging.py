@@ -78,9 +78,7 @@ def stage_adapter(adapter: Path, staged: Path) -> Path:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     where = f"{adapter / ADAPTER_CONFIG}"
     if config.get("peft_type") != "LORA":
-        raise BadDataError(
-            f"{where} is no LORA adapter but {config.get('peft_type')!r:.40}"
-        )
+        raise BadDataError(f"{where} is no LORA adapter but {config.get('peft_type')!r:.40}")
     if not isinstance(rank, int) or not 0 < rank <= MAX_RANK:
         raise BadDataError(f"{where} has r {rank!r:.40}, which is no rank of a LoRA")
     if not isinstance(alpha, int | float) or not abs(alpha) <= MAX_ALPHA:

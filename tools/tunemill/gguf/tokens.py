@@ -49,13 +49,12 @@ class Expected:
     add_bos: bool
 
 
-def expect_tokens(model: Path, data: Path, prompting: Prompting) -> Expected:
-    """Render and tokenize texts of the task by transformers, before any long work.
+def expect_tokens(model: Path, probes: Sequence[Probe], prompting: Prompting) -> Expected:
+    """Tokenize texts by transformers.
 
     Raises:
-        BadDataError: the data, the template or the tokenizer are damaged.
+        BadDataError: the tokenizer is damaged.
     """
-    probes = collect_probes(data, prompting)
     tokenizer = load_tokenizer(model)
     ids = [tokenizer.encode(probe.text, add_special_tokens=False) for probe in probes]
     return Expected(probes, ids, prompting.add_bos)

@@ -133,6 +133,11 @@ def tensor_type(name: str) -> int:
     """
     if name not in MADE:
         raise UsageError(f"unknown tensor type {name!r}: did you mean {_nearest(name, MADE)}?")
+    return tensor_number(name)
+
+
+def tensor_number(name: str) -> int:
+    """Return llama.cpp's number of a tensor type that occurs in a file."""
     return next(number for number, (known, _, _) in BLOCKS.items() if known == name)
 
 

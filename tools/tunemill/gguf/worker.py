@@ -30,6 +30,7 @@ def main(request_file: str) -> None:
         "measure": measure,
         "imatrix": imatrix,
         "differences": differences,
+        "speed": speed,
     }
     llama_cpp = _library()
     answer = tasks[request.pop("task")](llama_cpp, **request)
@@ -93,6 +94,14 @@ def differences(llama_cpp: Any, pairs: list[list[dict[str, Any]]]) -> list[float
     from tunemill.gguf import dequantize
 
     return dequantize.differences(llama_cpp, pairs)
+
+
+def speed(llama_cpp: Any, model: str) -> dict[str, float]:
+    """Time a model with all of this machine, its GPU included."""
+    from tunemill.gguf.speed import tokens_per_second
+
+    loaded = _model(llama_cpp, model, vocab_only=False, gpu_layers=-1)
+    return tokens_per_second(llama_cpp, loaded, os.cpu_count() or 1)
 
 
 def imatrix(

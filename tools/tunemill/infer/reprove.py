@@ -7,9 +7,11 @@ otherwise, which costs far less than the limits below; a build that computes wro
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 
+import llama_cpp
 import numpy as np
 
 from tunemill.errors import ConfigurationError
@@ -26,6 +28,8 @@ from tunemill.parity.measure import AT_ONCE, measure
 from tunemill.parity.probes import Probes
 from tunemill.work import Facts, Work
 
+UNQUANTIZED = ("F16", "all F32", "BF16")
+"""How llama.cpp's description of a model ends that no host has rounded."""
 LIMITS = Limits(max_mean_kl=0.01, max_worst_kl=0.5, min_top1=0.97, max_label_flips=0.05, min_p_value=0.01)
 """Two builds, with and without AVX-512, differ by a mean KL of some 1e-5 with the same Q4_K_M file."""
 
@@ -37,6 +41,8 @@ def reprove(work: Work[InferConfig], model: Model) -> Facts:
         ConfigurationError: it was, and cannot be proved or answers otherwise.
     """
     gguf, here = work.inputs["gguf"], this_host().host_class
+    if gguf.bound_to is None and _quantized(model):
+        work.progress.say(f"{gguf.reference}: on which kind of host it was quantized is not known")
     if gguf.bound_to in (None, here):
         return {"host_class": here}
     for name in (probes.FILE, distributions.FILE):
@@ -63,6 +69,12 @@ def reprove(work: Work[InferConfig], model: Model) -> Facts:
         f"prompts: mean KL {comparison.mean_kl:.2g}, worst {comparison.worst_kl:.2g}"
     )
     return {"host_class": here, "reproved": {"quantized_on": gguf.bound_to, **figures}}
+
+
+def _quantized(model: Model) -> bool:
+    text = ctypes.create_string_buffer(256)
+    llama_cpp.llama_model_desc(model.handle, text, len(text))
+    return not text.value.decode().endswith(UNQUANTIZED)
 
 
 class Asked:

@@ -46,18 +46,34 @@ class MergeConfig(ParityConfig):
     )
     svd_rank: int | None = Field(default=None, ge=1, description="rank that svd keeps; default: the largest")
     dare_seed: int = Field(default=0, ge=0, description="seed of DARE's masks")
-    merge_max_mean_kl: float = Field(
-        default=0.01, ge=0, description="most mean KL in nats between trained and merged model"
+    qlora_base: Literal["auto", "16bit", "nf4"] = Field(
+        default="auto",
+        description="base for an adapter trained on 4 bits: as published, as training saw it, or the better "
+        "of the two on the probes",
     )
-    merge_max_worst_kl: float = Field(default=0.5, ge=0, description="most KL in nats at any one position")
-    merge_min_top1: float = Field(
-        default=0.97, ge=0, le=1, description="least share of positions with the same likeliest token"
+    merge_max_mean_kl: float | None = Field(
+        default=None, ge=0, description="most mean KL in nats to the trained model; 0.003 if not given"
     )
-    merge_max_label_flips: float = Field(
-        default=0.05, ge=0, le=1, description="largest share of prompts that get another label"
+    merge_max_worst_kl: float | None = Field(
+        default=None, ge=0, description="most KL in nats at any one position; 0.3 if not given"
     )
-    merge_min_p_value: float = Field(
-        default=0.01, ge=0, le=1, description="least p of McNemar's exact test where right labels were lost"
+    merge_min_top1: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="least share of positions with the same likeliest token; 0.97 if not given",
+    )
+    merge_max_label_flips: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="largest share of prompts that get another label; 0.05 if not given",
+    )
+    merge_min_p_value: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="least p of McNemar's test where right labels were lost; 0.01 if not given",
     )
 
     @model_validator(mode="after")

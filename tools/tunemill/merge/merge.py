@@ -20,13 +20,15 @@ from tunemill.errors import BadDataError
 from tunemill.files import disk_errors, need_space, write_json
 from tunemill.merge.adapter import Adapter, read_adapter
 from tunemill.merge.config import MergeConfig, adapter_role
+from tunemill.merge.four_bit import FourBit, held
+from tunemill.merge.measured import Choice, choose_base
 from tunemill.merge.parity import prove_parity
 from tunemill.merge.places import HEAD
 from tunemill.merge.plan import Plan, plan_merge
 from tunemill.merge.rewrite import copy_range, write_shard
 from tunemill.merge.settings import CONFIG
 from tunemill.merge.several import Joined, join, one
-from tunemill.parity.gate import NONE
+from tunemill.parity.gate import unproved
 from tunemill.weights import INDEX, Header, read_headers
 from tunemill.work import Facts, Input, Work
 
@@ -55,7 +57,7 @@ def merge(work: Work[MergeConfig]) -> Facts:
     """
     facts = _fold(work) | {"base": _origin(work.inputs["base"])}
     if work.config.adapters:
-        return facts | {"parity": {"verdict": NONE, "reason": "several adapters were never one model"}}
+        return facts | unproved("merge", "several adapters were never one model", work.progress)
     return facts | prove_parity(work)
 
 
@@ -66,15 +68,21 @@ def _fold(work: Work[MergeConfig]) -> Facts:
     if not work.config.adapters and not (inputs[0].path / CONFIG).exists():
         return _pass_through(work, inputs[0].path) | {"base_proved": proved}
     config = _model_config(base)
-    headers = read_headers(base.path)
+    headers, model_type = read_headers(base.path), str(config.get("model_type"))
     adapters = [read_adapter(adapter.path) for adapter in inputs]
     joined = join(adapters, work.config, headers) if work.config.adapters else one(adapters[0])
     plan = plan_merge(headers, joined.changes, config, joined.name, joined.keep_tied)
-    need_space(work.output, sum(shard.size for shard in plan.shards))
-    _copy_small_files(base.path, inputs[0].path, work.output)
-    _write_shards(work, plan, joined)
-    _record_layout(work.output, config, plan)
-    return _facts(plan, adapters, headers) | {"base_proved": proved}
+
+    def fold(output: Path, four_bit: FourBit | None) -> None:
+        chosen = plan if four_bit is None else plan.on(four_bit, held(headers, model_type))
+        need_space(output, sum(shard.size for shard in plan.shards))
+        _copy_small_files(base.path, inputs[0].path, output)
+        _write_shards(work, chosen, joined, output)
+        _record_layout(output, config, plan)
+
+    choice = Choice(None, {}) if work.config.adapters else choose_base(work, inputs[0], model_type, fold)
+    fold(work.output, choice.four_bit)
+    return _facts(plan, adapters, headers) | {"base_proved": proved} | choice.facts
 
 
 def _adapters(work: Work[MergeConfig]) -> list[Input]:
@@ -145,7 +153,7 @@ def _copy_file(source: Path, target: Path) -> None:
         copy_range(reader.fileno(), writer.fileno(), 0, 0, source.stat().st_size)
 
 
-def _write_shards(work: Work[MergeConfig], plan: Plan, joined: Joined) -> None:
+def _write_shards(work: Work[MergeConfig], plan: Plan, joined: Joined, output: Path) -> None:
     threads = work.config.n_threads or min(MOST_THREADS, os.cpu_count() or 1)
     total = sum(shard.size for shard in plan.shards)
     with (
@@ -154,7 +162,7 @@ def _write_shards(work: Work[MergeConfig], plan: Plan, joined: Joined) -> None:
         ThreadPoolExecutor(threads) as pool,
     ):
         for shard in plan.shards:
-            target = work.output / shard.source.name
+            target = output / shard.source.name
             write_shard(shard, joined.paths, target, pool, task.advance, joined.combination)
 
 
@@ -174,7 +182,11 @@ def _record_layout(output: Path, config: dict[str, Any], plan: Plan) -> None:
         index = json.loads((output / INDEX).read_text("utf-8"))
         if plan.untied:
             index["weight_map"][HEAD] = plan.untied
-        index["metadata"] = dict(index.get("metadata") or {}, total_size=plan.tensor_bytes)
+        known = index.get("metadata") or {}
+        totals = {"total_size": plan.tensor_bytes, "total_parameters": plan.parameters}
+        index["metadata"] = known | {
+            key: totals[key] for key in totals if key in known or key == "total_size"
+        }
         write_json(output / INDEX, index)
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 from tunemill.errors import ConfigurationError
 from tunemill.merge.config import MergeConfig
+from tunemill.parity.config import Limits, chosen_limits
 from tunemill.parity.distributions import Distributions
 from tunemill.parity.gate import Proof, prove
 from tunemill.parity.probes import Probes
 from tunemill.work import Facts, Work
 
 NEEDED = ("torch", "transformers")
+USUAL = Limits(max_mean_kl=0.003, max_worst_kl=0.3, min_top1=0.97, max_label_flips=0.05, min_p_value=0.01)
+"""docs/parity.md says where they come from."""
 
 
 def check(config: MergeConfig) -> None:
@@ -42,7 +45,7 @@ def prove_parity(work: Work[MergeConfig]) -> Facts:
         step="merge",
         source=work.inputs["adapter"].path,
         output=work.output,
-        limits=config.limits("merge"),
+        limits=chosen_limits(config, "merge", USUAL),
         wanted=config.parity_probes > 0,
         publish_anyway=config.publish_anyway,
     )

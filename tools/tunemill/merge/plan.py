@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from tunemill.errors import BadDataError
 from tunemill.merge.adapter import FLOATS
 from tunemill.merge.change import Change
+from tunemill.merge.four_bit import FourBit
 from tunemill.merge.places import HEAD, HEAD_BIAS, embedding_of, place_changes
 from tunemill.merge.same import same_change
 from tunemill.weights import BITS, Header, Tensor
@@ -35,6 +36,8 @@ class Place:
     change: Change | None
     start: int = 0
     """Offset in the output file."""
+    four_bit: FourBit | None = None
+    """How training held the base's numbers, where the change is made to those."""
 
     @property
     def size(self) -> int:
@@ -67,15 +70,34 @@ class Plan:
     vocabulary: int | None
     """Rows of the embeddings, if training added tokens."""
 
+    def on(self, four_bit: FourBit, names: Collection[str]) -> Plan:
+        """Return the same plan with the named tensors as training on 4 bits saw them."""
+        shards = [
+            replace(shard, places=tuple(_held(place, four_bit, names) for place in shard.places))
+            for shard in self.shards
+        ]
+        return replace(self, shards=tuple(shards))
+
     @property
     def tensor_bytes(self) -> int:
         """Bytes of all tensors, as an index states them."""
         return sum(place.size for shard in self.shards for place in shard.places)
 
     @property
+    def parameters(self) -> int:
+        """Numbers in all tensors."""
+        return sum(prod(place.shape) for shard in self.shards for place in shard.places)
+
+    @property
     def changed(self) -> int:
         """How many tensors are not the base's."""
         return sum(place.change is not None for shard in self.shards for place in shard.places)
+
+
+def _held(place: Place, four_bit: FourBit, names: Collection[str]) -> Place:
+    if place.name not in names or (place.change and place.change.whole):
+        return place
+    return replace(place, four_bit=four_bit, change=place.change or Change())
 
 
 def plan_merge(

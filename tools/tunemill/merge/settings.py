@@ -9,12 +9,14 @@ import json
 from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunemill.errors import BadDataError
 from tunemill.merge.patterns import first_matches
+
+Number = TypeVar("Number", int, float)
 
 CONFIG = "adapter_config.json"
 MERGED = "LoRA, rsLoRA and DoRA"
@@ -29,6 +31,9 @@ HARMLESS = frozenset(
 """Settings that matter while training and leave no trace beyond the adapter's tensors."""
 OWN_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Initialisations that change the base's weights too, so that the published base is another."""
+
+
+MAX_RANK = 1 << 16  # no model is wider
 
 
 class LoraSettings(BaseModel):
@@ -55,8 +60,8 @@ class LoraSettings(BaseModel):
         Raises:
             BadDataError: a pattern is no regular expression, or does not come to an end.
         """
-        ranks = [self.rank_pattern.get(key, self.r) for key in _keys(self.rank_pattern, modules)]
-        alphas = [self.alpha_pattern.get(key, self.lora_alpha) for key in _keys(self.alpha_pattern, modules)]
+        ranks = _values(self.rank_pattern, modules, self.r)
+        alphas = _values(self.alpha_pattern, modules, self.lora_alpha)
         return {
             module: (rank, alpha / (sqrt(rank) if self.use_rslora else rank))
             for module, rank, alpha in zip(modules, ranks, alphas, strict=True)
@@ -107,13 +112,17 @@ def _refuse(path: Path, settings: LoraSettings, raw: Mapping[str, Any]) -> None:
             "save it with PEFT's path_initial_model_for_weight_conversion and merge that"
         )
     numbers = [settings.lora_alpha, *settings.alpha_pattern.values()]
-    if min(settings.r, *settings.rank_pattern.values(), 1) < 1 or not all(map(isfinite, numbers)):
-        raise BadDataError(f"{path} has a rank below 1 or an alpha that is no number")
+    ranks = [settings.r, *settings.rank_pattern.values()]
+    if not all(1 <= rank <= MAX_RANK for rank in ranks) or not all(map(isfinite, numbers)):
+        raise BadDataError(
+            f"{path} has a rank that is not within 1 and {MAX_RANK}, or an alpha that is no number"
+        )
 
 
-def _keys(patterns: Mapping[str, Any], modules: Sequence[str]) -> list[str]:
-    """Return the pattern that each module matches, or nothing that is a pattern."""
+def _values(patterns: Mapping[str, Number], modules: Sequence[str], otherwise: Number) -> list[Number]:
+    """Return for each module the value of the first pattern that it matches."""
     try:
-        return [pattern or "" for pattern in first_matches(list(patterns), modules)]
+        found = first_matches(list(patterns), modules)
     except BadDataError as error:
         raise BadDataError(f"{CONFIG} cannot be used: {error}") from error
+    return [otherwise if pattern is None else patterns[pattern] for pattern in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from pydantic import Field
 
@@ -43,6 +43,8 @@ class ParityConfig(ProbesConfig):
         default=False, description="Publish what is beyond its parity limits, and record that"
     )
 
-    def limits(self, step: str) -> Limits:
-        """Return the limits of a step from the fields named after it: ``merge_max_mean_kl`` and so on."""
-        return Limits(**{name: getattr(self, f"{step}_{name}") for name in Limits.__dataclass_fields__})
+
+def chosen_limits(config: ParityConfig, step: str, usual: Limits) -> Limits:
+    """Return the usual limits with those that were set, by the fields ``merge_max_mean_kl`` and so on."""
+    own = {field.name: getattr(config, f"{step}_{field.name}") for field in fields(Limits)}
+    return replace(usual, **{name: value for name, value in own.items() if value is not None})

@@ -17,7 +17,7 @@ from typing import Protocol
 from tunemill.errors import BadDataError
 from tunemill.files import write_json
 from tunemill.parity import distributions, probes
-from tunemill.parity.compare import Comparison, compare
+from tunemill.parity.compare import Comparison, Labels, compare
 from tunemill.parity.config import Limits
 from tunemill.parity.distributions import Distributions
 from tunemill.parity.probes import Probe, Probes
@@ -70,25 +70,30 @@ def prove(proof: Proof, candidate: Candidate, progress: Progress) -> Facts:
         BadDataError: it is beyond a limit and not to be published anyway, or the input's files are damaged.
     """
     if not (proof.source / probes.FILE).exists():
-        reason = "the input has no probes.json"
-        progress.say(
-            f"{proof.step}: parity is not checked, {reason}; train with parity_probes=64 to make one"
-        )
-        return {"parity": {"verdict": NONE, "reason": reason}}
+        reason = "the input has no probes.json; train with parity_probes=64 to make one"
+        return unproved(proof.step, reason, progress)
     if not proof.wanted:
         progress.say(f"{proof.step}: parity is not checked, parity_probes=0")
         for name in (probes.FILE, distributions.FILE):
             shutil.copyfile(proof.source / name, proof.output / name)
         return {"parity": {"verdict": OFF}}
     chosen, reference = Probes.load(proof.source), Distributions.load(proof.source)
-    complaints = check_texts(chosen, read_prompting(proof.output))
-    complaints += check_tokens(chosen, candidate.tokenize)
+    asked = check_texts(chosen, read_prompting(proof.output), candidate.tokenize)
+    asked = asked or check_tokens(chosen, candidate.tokenize)
     with progress.task(f"{proof.step} (parity)", len(chosen.probes), "probes") as task:
         found = candidate.measure(chosen, task.advance)
     comparison = compare(chosen, reference, found)
-    complaints += judge(comparison, proof.limits)
+    beyond = judge(comparison, proof.limits, f"{proof.step}_")
+    if beyond:
+        beyond.append(place_and_causes(proof.step, chosen, comparison))
     say_table(proof, comparison, progress)
-    return _conclude(proof, chosen, found, comparison, complaints, progress)
+    return _conclude(proof, chosen, found, comparison, asked + beyond, progress)
+
+
+def unproved(step: str, reason: str, progress: Progress) -> Facts:
+    """Say and record that there is nothing to compare with."""
+    progress.say(f"{step}: parity is not checked: {reason}")
+    return {"parity": {"verdict": NONE, "reason": reason}}
 
 
 def _conclude(
@@ -101,7 +106,7 @@ def _conclude(
 ) -> Facts:
     verdict = OVERRIDDEN if complaints else PASSED
     if complaints:
-        message = f"{proof.step}: parity is lost: {complaint_line(proof, chosen, comparison, complaints)}"
+        message = f"{proof.step}: parity is lost: {'; '.join(complaints)}"
         if not proof.publish_anyway:
             raise BadDataError(f"{message}; --publish-anyway publishes it with that on record")
         progress.say(f"{message}; published anyway")
@@ -119,23 +124,25 @@ def headline(comparison: Comparison) -> Facts:
     return facts | (asdict(comparison.labels) if comparison.labels else {})
 
 
-def check_texts(chosen: Probes, prompting: Prompting) -> list[str]:
-    """Return what differs when the prompts are rendered as the output says; nothing if they are equal."""
+def check_texts(chosen: Probes, prompting: Prompting, tokenize: probes.Tokenize) -> list[str]:
+    """Return what differs first when the prompts are rendered as the output says, or nothing."""
     for probe in chosen.probes:
         text = prompting.prompt(probe.messages)
         if text != probe.prompt.text:
-            return [f"{probe.origin} {_difference(probe.prompt.text, text, prompting.bos_token)}"]
+            place = _first_difference(probe.prompt.tokens, tokenize([text])[0])
+            cause = _difference(probe.prompt.text, text, prompting.bos_token)
+            return [f"{probe.origin} {cause} (first at token {place}); see its prompting.json"]
     return []
 
 
 def _difference(trained: str, rendered: str, bos: str) -> str:
     if bos and rendered == bos + trained:
         return f"now begins with {bos} twice: a doubled BOS"
-    first = next((n for n, (a, b) in enumerate(zip_longest(trained, rendered)) if a != b), 0)
-    if trained.endswith(rendered) and len(rendered) < len(trained) and first == 0:
-        return f"no longer begins with {trained[: len(trained) - len(rendered)]!r}: a dropped BOS"
+    if bos and trained == bos + rendered:
+        return f"no longer begins with {bos}: a dropped BOS"
+    first = _first_difference(trained, rendered)
     was, now = trained[first : first + 20], rendered[first : first + 20]
-    return f"is rendered otherwise from letter {first}, {now!r} for {was!r}: another chat template"
+    return f"is rendered as {now!r} where training had {was!r}: another chat template"
 
 
 def check_tokens(chosen: Probes, tokenize: probes.Tokenize) -> list[str]:
@@ -143,45 +150,57 @@ def check_tokens(chosen: Probes, tokenize: probes.Tokenize) -> list[str]:
     texts = [text for probe in chosen.probes for text in (probe.prompt, probe.answer)]
     owners = [probe for probe in chosen.probes for _ in range(2)]
     for probe, text, ids in zip(owners, texts, tokenize([text.text for text in texts]), strict=True):
-        pairs = enumerate(zip_longest(text.tokens, ids))
-        differing = next((entry for entry in pairs if entry[1][0] != entry[1][1]), None)
-        if differing:
-            place, (was, now) = differing
+        if tuple(ids) != text.tokens:
+            place = _first_difference(text.tokens, ids)
+            now, was = (list(found)[place : place + 1] for found in (ids, text.tokens))
             return [f"{probe.origin}: token {place} is {now} and was {was} in training: another tokenizer"]
     return []
 
 
-def judge(comparison: Comparison, limits: Limits) -> list[str]:
-    """Return which limits are passed, each as ``figure beyond limit``."""
+def _first_difference(one: Sequence[object], other: Sequence[object]) -> int:
+    pairs = enumerate(zip_longest(one, other))
+    return next((place for place, (a, b) in pairs if a != b), 0)
+
+
+def judge(comparison: Comparison, limits: Limits, prefix: str = "") -> list[str]:
+    """Return which limits are passed, each as ``figure is over limit``.
+
+    ``prefix`` is what the keys that set them begin with.
+    """
     found = []
     if not comparison.mean_kl <= limits.max_mean_kl:
-        found.append(f"mean KL {comparison.mean_kl:.3g} is over max_mean_kl={limits.max_mean_kl:g}")
+        found.append(f"mean KL {comparison.mean_kl:.3g} is over {prefix}max_mean_kl={limits.max_mean_kl:g}")
     if not comparison.worst_kl <= limits.max_worst_kl:
-        found.append(f"worst KL {comparison.worst_kl:.3g} is over max_worst_kl={limits.max_worst_kl:g}")
+        found.append(
+            f"worst KL {comparison.worst_kl:.3g} is over {prefix}max_worst_kl={limits.max_worst_kl:g}"
+        )
     if comparison.top1 < limits.min_top1:
-        found.append(f"top-1 agreement {comparison.top1:.3f} is under min_top1={limits.min_top1:g}")
-    labels = comparison.labels
-    if labels and labels.flips > limits.max_label_flips * comparison.probes:
+        found.append(f"top-1 agreement {comparison.top1:.3f} is under {prefix}min_top1={limits.min_top1:g}")
+    return found + (_judge_labels(comparison, comparison.labels, limits, prefix) if comparison.labels else [])
+
+
+def _judge_labels(comparison: Comparison, labels: Labels, limits: Limits, prefix: str) -> list[str]:
+    found = []
+    if labels.flips > limits.max_label_flips * comparison.probes:
         found.append(
             f"{labels.flips} of {comparison.probes} labels flip, over "
-            f"max_label_flips={limits.max_label_flips:g}"
+            f"{prefix}max_label_flips={limits.max_label_flips:g}"
         )
-    if labels and labels.lost > labels.gained and labels.p_value < limits.min_p_value:
+    if labels.lost > labels.gained and labels.p_value < limits.min_p_value:
         found.append(
             f"{labels.lost} right answers are lost and {labels.gained} gained, p={labels.p_value:.2g} by "
-            f"McNemar's test, under min_p_value={limits.min_p_value:g}"
+            f"McNemar's test, under {prefix}min_p_value={limits.min_p_value:g}"
         )
     return found
 
 
-def complaint_line(proof: Proof, chosen: Probes, comparison: Comparison, complaints: Sequence[str]) -> str:
-    """Return one line: what is wrong, where first, and what it likely comes from."""
+def place_and_causes(step: str, chosen: Probes, comparison: Comparison) -> str:
+    """Return where the model differs first, and what that likely comes from."""
     place = comparison.first or comparison.worst
     probe = chosen.probes[place.probe]
     return (
-        f"{'; '.join(complaints)}; first at {probe.origin}, token {place.position} "
-        f"({_context(probe, place.position)}): expected {place.expected}, found {place.found}; "
-        f"likely {CAUSES[proof.step]}"
+        f"first at {probe.origin}, token {place.position} ({_context(probe, place.position)}): "
+        f"expected {place.expected}, found {place.found}; likely {CAUSES[step]}"
     )
 
 

@@ -27,6 +27,7 @@ from tunemill.parity.distributions import Distributions
 from tunemill.parity.measure import Logits
 from tunemill.parity.measure import measure as put
 from tunemill.parity.probes import Probes, Tokenize
+from tunemill.tokenizer import load_tokenizer
 
 CHUNK = 4 << 20  # numbers of a matrix raised at once: 16 MB, which a processor's cache may hold
 CACHED_TOKENS = 2048
@@ -61,12 +62,11 @@ def tokenizer_of(directory: Path) -> Tokenize:
     Raises:
         BadDataError: transformers cannot read it.
     """
-    from transformers import AutoTokenizer
+    return reader(load_tokenizer(directory))
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (*LOADING_ERRORS, ImportError) as error:
-        raise BadDataError(f"the tokenizer in {directory} cannot be loaded: {_first_line(error)}") from error
+
+def reader(tokenizer: Any) -> Tokenize:
+    """Return how a loaded tokenizer of transformers reads texts as they are."""
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
         return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
@@ -145,7 +145,7 @@ def in_float32(model: Any) -> Iterator[None]:
 
 
 def _raise(module: Any, undo: ExitStack) -> None:
-    if type(module).__name__ == "Linear4bit":  # bitsandbytes unpacks NF4 exactly, in any type
+    if hasattr(module, "compute_dtype"):  # of bitsandbytes, which unpacks NF4 exactly in any type
         undo.callback(setattr, module, "compute_dtype", module.compute_dtype)
         module.compute_dtype = torch.float32
     elif not any(weight.dtype in HALF for weight in module.parameters(recurse=False)):

@@ -244,10 +244,18 @@ def _identity(work: Work[TrainBase], trainer: Any) -> Facts:
         "data": _name(work, "data"),
         "data_content": work.inputs["data"].content,
         "method": work.config.method,
+        "quantization": _quantization(work.config),
         "global_batch": trainer.rows_per_step,
         "first_loss": losses[0],
         "final_loss": sum(tail) / len(tail),
     }
+
+
+def _quantization(config: TrainBase) -> Facts | None:
+    """What qlora held the base in: the merge tries it too."""
+    if config.method != "qlora":
+        return None
+    return {name: getattr(config, name) for name in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")}
 
 
 def _name(work: Work[TrainBase], role: str) -> str:
