@@ -5,7 +5,8 @@ So the answers are those of float32 arithmetic, the same within its rounding on 
 small divergence means a small difference of weights instead of noise. For a directory the weights stay
 in the memory-mapped files, which the system drops under pressure: what is needed besides is a matrix of
 ``CHUNK`` numbers (or a layer's experts together, where they are one tensor), the activations of one
-prompt, and its keys and values for ``CACHED_TOKENS`` tokens, about 0.5 GB for a model of 8B parameters.
+prompt, and its keys and values for ``CACHED_TOKENS`` tokens, about 0.3 GB for a model of 8B parameters and
+twice that while they are copied.
 A model larger than memory is read from disk once or twice for each probe; fewer probes make that shorter.
 """
 
@@ -30,7 +31,7 @@ from tunemill.parity.probes import Probes, Tokenize
 from tunemill.tokenizer import load_tokenizer
 
 CHUNK = 4 << 20  # numbers of a matrix raised at once: 16 MB, which a processor's cache may hold
-CACHED_TOKENS = 2048
+CACHED_TOKENS = 1024
 HALF = (torch.bfloat16, torch.float16)
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
 """What transformers raises for damaged or unknown model files."""

@@ -17,7 +17,9 @@ from tunemill.parity.distributions import Distributions, Doubles, Halves
 from tunemill.parity.probes import Probe, Probes, Text
 
 LOWEST = float(np.finfo(np.float16).min)
-AT_ONCE = 16  # labels whose texts an engine may be asked to go on with together
+AT_ONCE = (
+    4  # labels read together: a trained model is mostly sure after these, and each has a cache of its own
+)
 
 Logits = npt.NDArray[np.float32]
 
