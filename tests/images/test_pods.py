@@ -203,10 +203,10 @@ def test_submitted_again_everything_is_reused(finished: Site) -> None:
     words = (*WORDS, *MADE, *TRAINING, "--run", "pods", "--quant", "Q4_K_M", "--shards", "2")
     _, stderr = finished.tunemill("submit", "pipeline", *words)
     assert stderr.count("reusing ") == 8
-    # Only the machine that would make it knows whether a quantization may be reused; and the texts of this
-    # data are those of the Python that runs, which is another one in the pods.
+    # Only the machine that would make it knows whether a quantization may be reused; and the texts of these
+    # stages are those of the Python that runs, which is another one in the pods.
     new = [name.partition("-")[0] for name in list(finished.node.commands)[before:]]
-    assert set(new) <= {"prepare", "quantize"}
+    assert set(new) <= {"fetch", "prepare", "quantize"}
 
 
 def test_bad_data_fails_the_job_at_once_with_the_stage_s_code(finished: Site) -> None:
