@@ -78,6 +78,26 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.fixture(scope="session")
+def converted(made, data, converter, tmp_path_factory) -> Path:
+    """An F16 GGUF, made once."""
+    return converted_from(made, data, tmp_path_factory.mktemp("converted"))
+
+
+def converted_from(model: Path, data: Path, folder: Path) -> Path:
+    from tunemill.gguf.config import ConvertConfig
+    from tunemill.gguf.convert import convert
+
+    output = folder / "out"
+    output.mkdir()
+    inputs = {
+        role: Input(f"t/{role}@sha256:0", "c" * 64, role, path, {})
+        for role, path in (("merged", model), ("data", data))
+    }
+    convert(Work(ConvertConfig(), inputs, output, folder / "scratch", Progress(quiet=True), NoCheckpoints()))
+    return output
+
+
 @pytest.fixture
 def make_llama():
     return save_llama

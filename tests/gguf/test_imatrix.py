@@ -16,8 +16,7 @@ import pytest
 
 from tunemill.errors import BadDataError
 from tunemill.gguf.calibration import choose, collect
-from tunemill.gguf.config import ConvertConfig, ImatrixConfig, QuantizeConfig
-from tunemill.gguf.convert import convert
+from tunemill.gguf.config import ImatrixConfig, QuantizeConfig
 from tunemill.gguf.header import read_gguf
 from tunemill.gguf.imatrix import FILE, Imatrix, read_imatrix, write_imatrix
 from tunemill.gguf.library import Library
@@ -28,29 +27,11 @@ from tunemill.gguf.writer import write_gguf
 from tunemill.parity.compare import compare
 from tunemill.parity.probes import Rendering
 from tunemill.parity.probes import choose as choose_probes
-from tunemill.progress import Progress
 from tunemill.prompting import read_prompting
-from tunemill.work import Input, Work
 
-from .conftest import WORDS, save_split
+from .conftest import WORDS, converted_from, save_split
 
 TOOL = "TUNEMILL_LLAMA_IMATRIX"
-
-
-@pytest.fixture(scope="session")
-def converted(made, data, converter, tmp_path_factory) -> Path:
-    return converted_from(made, data, tmp_path_factory.mktemp("dense"))
-
-
-def converted_from(model: Path, data: Path, folder: Path) -> Path:
-    output = folder / "out"
-    output.mkdir()
-    inputs = {
-        role: Input(f"t/{role}@sha256:0", "c" * 64, role, path, {})
-        for role, path in (("merged", model), ("data", data))
-    }
-    convert(Work(ConvertConfig(), inputs, output, folder / "scratch", Progress(quiet=True), None))
-    return output
 
 
 def texts_of(directory: Path, data: Path, count: int) -> list[tuple[str, str]]:

@@ -19,22 +19,16 @@ from tunemill.gguf.quantize import check, quantize
 from tunemill.gguf.types import FILE_TYPES, MADE, NEED_IMATRIX, QUANTS, file_type, tensor_type
 from tunemill.ggufs import find_gguf
 
+from .conftest import converted_from, save_llama
+
 
 @pytest.fixture(scope="session")
-def converted(made, data, converter, tmp_path_factory) -> Path:
-    """An F16 GGUF, made once."""
-    from tunemill.progress import Progress
-    from tunemill.work import Input, Work
-
-    folder = tmp_path_factory.mktemp("converted")
-    output = folder / "out"
-    output.mkdir()
-    inputs = {
-        role: Input(f"t/{role}@sha256:0", "c" * 64, role, path, {})
-        for role, path in (("merged", made), ("data", data))
-    }
-    convert(Work(ConvertConfig(), inputs, output, folder / "scratch", Progress(quiet=True), None))
-    return output
+def small(made, data, converter, tmp_path_factory) -> Path:
+    """An F16 GGUF of one layer: the smallest types take ten seconds for a million numbers."""
+    folder = tmp_path_factory.mktemp("small")
+    model = Path(shutil.copytree(made, folder / "model"))
+    save_llama(model, num_hidden_layers=1)
+    return converted_from(model, data, folder)
 
 
 @pytest.fixture
@@ -57,18 +51,18 @@ def matrix(converted, tmp_path_factory) -> Path:
 @pytest.fixture
 def inputs(converted, matrix):
     """What a configuration takes."""
-    return lambda config: {"gguf": converted, **({"imatrix": matrix} if config.imatrix else {})}
+    return lambda config, gguf=converted: {"gguf": gguf, **({"imatrix": matrix} if config.imatrix else {})}
 
 
 @pytest.mark.parametrize("quant", QUANTS)
-def test_every_type(work, converted, inputs, quant):
+def test_every_type(work, small, inputs, quant):
     config = QuantizeConfig(quant=quant, n_threads=1, imatrix=quant in NEED_IMATRIX)
-    this = work(config, **inputs(config))
+    this = work(config, **inputs(config, small))
     facts = quantize(this)
     header = read_gguf(this.output / f"model-{quant}.gguf")
     assert header.file_type == quant == facts["file_type"]
     assert facts["bytes"] < (0.6 if quant != "MXFP4_MOE" else 0.65) * facts["bytes_before"]
-    assert len(header.tensors) == len(read_gguf(converted / "model-F16.gguf").tensors)
+    assert len(header.tensors) == len(read_gguf(small / "model-F16.gguf").tensors)
     assert facts["fallbacks"] == {}
     assert {path.name for path in this.output.iterdir()} == {f"model-{quant}.gguf", "prompting.json"}
 
