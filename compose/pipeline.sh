@@ -4,7 +4,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export MAKE_PID=${MAKE_PID:-$PPID}
 
-model='' checked=true quants=() words=() shared=(fetch prepare train merge convert) converted=F16
+quants=() words=() shared=(fetch prepare train merge convert) converted=F16
 while [ $# -gt 0 ]; do
     case "$1" in
         --quant)
@@ -12,11 +12,6 @@ while [ $# -gt 0 ]; do
             for quant in ${2//,/ }; do quants+=("$(tr '[:lower:]' '[:upper:]' <<<"$quant")"); done
             shift ;;
         outtype=*) converted=$(tr '[:lower:]' '[:upper:]' <<<"${1#outtype=}") && words+=("$1") ;;
-        --model)
-            [ $# -gt 1 ] || { echo "compose: --model needs a recipe: for example tiny" >&2; exit 2; }
-            model=$2 && words+=("$1" "$2")
-            shift ;;
-        preflight=false) checked=false && words+=("$1") ;;
         imatrix=true) shared+=(imatrix) && words+=("$1") ;;
         *) words+=("$1") ;;
     esac
@@ -31,14 +26,7 @@ run() { # run STAGE WORDS…
 
 reports=()
 
-# The image of train has no converter, so what train refuses elsewhere is asked of the one that has.
-check() {
-    [ -n "$model" ] && $checked || return 0
-    run convert --check "$model" >&2
-}
-
 for stage in "${shared[@]}"; do
-    [ "$stage" != train ] || check
     run "$stage" ${words[@]+"${words[@]}"}
 done
 for quant in "${quants[@]}"; do

@@ -100,7 +100,7 @@ target "prepare" {
 target "train" {
   inherits   = ["_image"]
   dockerfile = "images/train/Dockerfile"
-  contexts   = { torch = "target:torch" }
+  contexts   = { torch = "target:torch", llama = "target:llama" }
   tags       = ["${REGISTRY}/train:${TAG}"]
 }
 target "merge" {
@@ -182,7 +182,7 @@ target "_image-cuda" {
 target "train-cuda" {
   inherits   = ["_image-cuda"]
   dockerfile = "images/train/Dockerfile"
-  contexts   = { torch = "target:torch-cuda", runtime = "target:runtime-torch-cuda" }
+  contexts   = { torch = "target:torch-cuda", llama = "target:llama", runtime = "target:runtime-torch-cuda" }
   tags       = ["${REGISTRY}/train:${TAG}-cuda"]
 }
 target "gptq-cuda" {

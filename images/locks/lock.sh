@@ -41,7 +41,7 @@ while read -r image words; do
         --no-emit-package llama-cpp-python "${arguments[@]}" pyproject.toml
 done <<'IMAGES'
 prepare prepare
-train train tracking
+train train tracking convert
 merge merge -setuptools -hf-xet -typer -rich -pygments -markdown-it-py -mdurl -shellingham
 convert convert -setuptools -hf-xet -typer -rich -pygments -markdown-it-py -mdurl -shellingham
 quantize quantize

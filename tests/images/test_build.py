@@ -120,7 +120,7 @@ def test_the_bill_of_materials(images: dict[str, str], name: str) -> None:
     assert bill["metadata"]["component"]["name"] == f"tunemill/{name}"
     assert ("torch" in parts) == (name in ("prepare", "train", "merge", "convert"))
     assert ("llama_cpp_python" in parts or "llama-cpp-python" in parts) == (
-        name in ("convert", "quantize", "infer")
+        name in ("train", "convert", "quantize", "infer")
     )
     lock = (ROOT / f"images/locks/{name}.txt").read_text()
     locked: dict[str, set[str]] = {}  # some differ by Python's version
