@@ -193,7 +193,7 @@ def test_a_gpu_goes_to_the_stages_that_use_one() -> None:
         (container,) = with_gpu[stage]["template"]["spec"]["containers"]
         asked = container["resources"]["limits"].get("nvidia.com/gpu")
         assert asked == container["resources"]["requests"].get("nvidia.com/gpu")
-        assert asked == ("1" if stage in ("train", "imatrix", "quantize", "infer") else None)
+        assert asked == ("1" if stage in ("train", "imatrix", "quantize", "gptq", "infer") else None)
         if asked is None:
             assert with_gpu[stage] == plain[stage]
     volumes = {volume["name"]: volume for volume in with_gpu["train"]["template"]["spec"]["volumes"]}

@@ -106,7 +106,7 @@ def build_in(folder: Path) -> Build | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
         told = json.loads(done.stdout)
-    except (subprocess.SubprocessError, ValueError):
+    except (OSError, subprocess.SubprocessError, ValueError):
         return None  # the stage that loads them will say what is wrong
     return Build(
         tuple(sorted(told["kernels"])), compiler_of(Path(told["path"])), told["ggml"], told["rounding"]

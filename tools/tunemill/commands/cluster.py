@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tunemill.kube.look import Found
 
 STAGE_IMAGES = ("prepare", "train", "merge", "convert", "quantize", "infer", "store")
-CUDA_IMAGES = ("train-cuda", "quantize-cuda", "infer-cuda")
+CUDA_IMAGES = ("train-cuda", "gptq-cuda", "quantize-cuda", "infer-cuda")
 
 log = logging.getLogger("tunemill")
 

@@ -16,9 +16,9 @@ from tunemill.kube.settings import Cluster
 from tunemill.train.memory import FOUR_BIT_BYTES, PER_TRAINED
 
 GIB = 1 << 30
-ON_GPU = ("train", "infer")
+ON_GPU = ("train", "gptq", "infer")
 """Stages that a GPU speeds up by more than waiting for one costs."""
-WITH_CUDA = ("train", "quantize", "infer")
+WITH_CUDA = ("train", "gptq", "quantize", "infer")
 """Images that exist with CUDA."""
 
 # Bytes of memory for each byte of the inputs' weights, beside what the program itself takes.
