@@ -22,9 +22,10 @@ WITH_CUDA = ("train", "gptq", "quantize", "infer")
 """Images that exist with CUDA."""
 
 # Bytes of memory for each byte of the inputs' weights, beside what the program itself takes.
-# merge and quantize stream their tensors; convert holds one at a time; full training on a CPU holds value,
-# gradient and two moments in float32 for weights stored in two bytes.
-PER_INPUT_BYTE = {"train": 2.5, "convert": 0.5, "merge": 0.25, "imatrix": 1.2, "quantize": 0.5, "infer": 1.2}
+# merge and convert stream their tensors, but then put the probe set to what they made: with less than the
+# whole of it in the page cache, each probe would read it from disk again. What quantize makes is smaller.
+# Full training on a CPU holds value, gradient and two moments in float32 for weights stored in two bytes.
+PER_INPUT_BYTE = {"train": 2.5, "convert": 1.2, "merge": 1.2, "imatrix": 1.2, "quantize": 0.5, "infer": 1.2}
 FULL_TRAINING = 8.5
 PROGRAM = 3 * GIB
 LEAST_ON_GPU = {"qlora": FOUR_BIT_BYTES, "lora": 2.0, "full": float(PER_TRAINED["small"])}
