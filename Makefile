@@ -110,7 +110,7 @@ $(INSTALLED): pyproject.toml tools/tunemill/gguf/source.py
 	touch $@
 
 test: $(INSTALLED) ## Run the tests that need nothing but pip
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m 'not s3 and not docker' $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not s3 and not docker' $(ARGS)
 
 test-s3: $(INSTALLED) ## Run the tests that need a real S3 server (root on Debian)
 	$(BIN)/python tests/s3/run.py $(BIN)/pytest -m s3 $(ARGS)
