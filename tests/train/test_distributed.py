@@ -185,7 +185,7 @@ def test_processes_with_different_settings_do_not_train_together(lab: Lab) -> No
     program = [word if word != "tunemill.cli" else str(lab.root / "different.py") for word in command]
     environment = {**os.environ, "TUNEMILL_CACHE": str(lab.root / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=100)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "the 2 processes of train were started with different settings or versions" in done.stderr
     assert lab.store.names() == ["base/micro", "micro-colors/data"]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from tunemill.errors import TransientError, UsageError
+from tunemill.errors import TransientError, TunemillError, UsageError
 from tunemill.train.config import TrainBase
 from tunemill.train.device import device_type
 
@@ -66,7 +66,7 @@ class Ranks:
 
 @contextmanager
 def joined(config: TrainBase) -> Iterator[Ranks]:
-    """Meet the other processes, and part from them when the block ends well.
+    """Meet the other processes, and part from them when the block ends, unless one of them is lost.
 
     Raises:
         TransientError: they cannot be met, or one of them is lost within the block.
@@ -90,7 +90,13 @@ def joined(config: TrainBase) -> Iterator[Ranks]:
                 "see that every node runs torchrun with the same --rdzv-endpoint, and reaches it"
             ) from error
         channel = torch.distributed.new_group(backend="gloo", timeout=timeout) if on_gpu else None
-        yield Ranks(rank, local_rank, size, channel)
+        try:
+            yield Ranks(rank, local_rank, size, channel)
+        except TransientError:
+            raise  # another process is gone: parting from it might never end
+        except TunemillError:
+            torch.distributed.destroy_process_group()  # else torch aborts at the exit: no exit code
+            raise
     torch.distributed.destroy_process_group()
 
 
