@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from moto.s3 import models
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from tunemill.progress import Progress
@@ -37,11 +39,23 @@ SMALL = Transfer(part=5 * MIB, workers=2)  # the smallest part S3 allows
 def moto_endpoint() -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request hides the failure
     models.S3_UPLOAD_PART_MIN_SIZE = SMALL_PART  # moto's own setting; it is slow with real parts
+    write_one_at_a_time()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+def write_one_at_a_time() -> None:
+    """Make conditional writes whole: moto looks whether an object is there, and writes it, in two steps."""
+    put, lock = S3Response.put_object, threading.Lock()
+
+    def put_alone(self: S3Response) -> object:
+        with lock:
+            return put(self)
+
+    S3Response.put_object = put_alone
 
 
 @contextlib.contextmanager

@@ -36,13 +36,6 @@ def together(work: object, pool: ThreadPoolExecutor) -> list[object]:
     return list(pool.map(start, range(WRITERS)))
 
 
-@pytest.fixture(autouse=True)
-def without_moto(request: pytest.FixtureRequest) -> None:
-    """Its server looks and writes in two steps; what is proved here takes a store that keeps its promise."""
-    if "moto" in request.node.name:
-        pytest.skip("moto's conditional writes are no such thing; the real S3 server's are raced for instead")
-
-
 def test_of_eight_writers_one_gets_the_tag(backend: Backend) -> None:
     with ThreadPoolExecutor(WRITERS) as pool:
         for round_number in range(ROUNDS):
