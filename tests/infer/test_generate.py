@@ -14,7 +14,8 @@ from tunemill.infer.engine import Size
 from tunemill.infer.generate import Continuation, Prompt, Sampling, cells, generate
 from tunemill.infer.model import Model
 from tunemill.infer.pool import Pool
-from tunemill.infer.predict import common_beginning, predict
+from tunemill.infer.predict import predict
+from tunemill.infer.run import common_beginning
 
 Make = Callable[..., Any]
 

@@ -15,7 +15,7 @@ from tunemill.infer.classify import Question, probabilities, score
 from tunemill.infer.engine import Size
 from tunemill.infer.model import Model
 from tunemill.infer.pool import Pool
-from tunemill.infer.predict import common_beginning
+from tunemill.infer.run import common_beginning
 from tunemill.infer.trie import build_tries
 
 NATS = 0.02

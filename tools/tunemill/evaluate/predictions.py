@@ -8,7 +8,6 @@ knows only that.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunemill.errors import BadDataError
+from tunemill.task import read_labels
 
 FILE = "predictions.parquet"
 COLUMNS = ("id", "text", "label", "gold", "probabilities", "error")
@@ -135,19 +135,6 @@ def checked(predictions: Predictions, name: str) -> Predictions:
         if answer is None and not error:
             raise BadDataError(f"{name}: row {identifier} has neither an answer nor an error")
     return predictions
-
-
-def read_labels(directory: Path) -> tuple[str, ...]:
-    """Read the names in ``labels.json``.
-
-    Raises:
-        BadDataError: the file is absent or malformed.
-    """
-    path = directory / "labels.json"
-    try:
-        return tuple(str(label["name"]) for label in json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadDataError(f"{path.name} cannot be read ({error}): run infer again") from error
 
 
 def _matrix(rows: Sequence[Sequence[float] | None], width: int) -> npt.NDArray[np.float64] | None:

@@ -20,7 +20,7 @@ import pyarrow.parquet
 from tunemill.errors import BadDataError
 from tunemill.files import atomic_write, write_json
 from tunemill.infer.config import InferConfig, shard_role
-from tunemill.infer.result import LABELS, PREDICTIONS, RECORD, refuse_none_predicted, tally
+from tunemill.infer.result import DESCRIPTION, PREDICTIONS, RECORD, refuse_none_predicted, tally
 from tunemill.infer.rows import SCHEMA
 from tunemill.work import Facts, Input, Work
 
@@ -64,7 +64,8 @@ def join(work: Work[InferConfig]) -> Facts:
         for block in _in_turn(shards):
             writer.write_table(block)
             task.advance(1)
-    shutil.copyfile(shards[0].path / LABELS, work.output / LABELS)
+    for name in DESCRIPTION:
+        shutil.copyfile(shards[0].path / name, work.output / name)
     counts = tally(_in_turn(shards))
     refuse_none_predicted(_in_turn(shards), counts)
     common = shards[0].common
@@ -106,8 +107,11 @@ def _check_alike(shards: Sequence[Shard]) -> None:
                 f"{shard.role} and {first.role} differ in {_difference(first.common, shard.common)}: "
                 "run infer again for all shards with the same settings, model and data"
             )
-        if (shard.path / LABELS).read_bytes() != (first.path / LABELS).read_bytes():
-            raise BadDataError(f"{shard.role} and {first.role} differ in {LABELS}: run infer again for both")
+        for name in DESCRIPTION:
+            if (shard.path / name).read_bytes() != (first.path / name).read_bytes():
+                raise BadDataError(
+                    f"{shard.role} and {first.role} differ in {name}: run infer again for both"
+                )
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -6,20 +6,19 @@ reason in ``error``; nothing is guessed for it and nothing cut off.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
+from tunemill import progress
 from tunemill.errors import BadDataError, ConfigurationError
 from tunemill.files import write_json
 from tunemill.ggufs import find_gguf
-from tunemill.infer import classify, generate
+from tunemill.infer import free_text, one_label
 from tunemill.infer.config import LORA, InferConfig
 from tunemill.infer.engine import Size
 from tunemill.infer.join import join
@@ -28,22 +27,15 @@ from tunemill.infer.pool import Pool
 from tunemill.infer.probe import check_loads
 from tunemill.infer.questions import Asker, Refused
 from tunemill.infer.reprove import reprove
-from tunemill.infer.result import LABELS, PREDICTIONS, RECORD, refuse_none_predicted, tally
+from tunemill.infer.result import DESCRIPTION, PREDICTIONS, RECORD, refuse_none_predicted, tally
 from tunemill.infer.rows import Answer, Blocks, Row, Rows
-from tunemill.progress import Task
+from tunemill.infer.run import Run
 from tunemill.prompting import read_prompting
+from tunemill.task import Task, read_task
 from tunemill.work import Facts, Work
 
-
-@dataclass(frozen=True)
-class Run:
-    """What every block of one inference needs."""
-
-    config: InferConfig
-    model: Model
-    pool: Pool
-    asker: Asker
-    labels: tuple[str, ...]
+FORMS = {"label": one_label.answer, "text": free_text.answer}
+"""How each form of task is answered: ``(run, questions, numbers)`` to an answer for each question."""
 
 
 def predict(work: Work[InferConfig]) -> Facts:
@@ -57,7 +49,7 @@ def predict(work: Work[InferConfig]) -> Facts:
     if work.config.joins:
         return join(work)
     config, data = work.config, work.inputs["data"].path
-    labels = read_labels(data)
+    wanted = read_task(data)
     rows = Rows(data, config.split, config.limit)
     path = find_gguf(work.inputs["gguf"].path)
     prompting = read_prompting(work.inputs["gguf"].path)
@@ -75,7 +67,11 @@ def predict(work: Work[InferConfig]) -> Facts:
     ):
         longest = _longest(config, model)
         run = Run(
-            config, model, pool, Asker(model, prompting, labels, longest, config.max_new_tokens), labels
+            config,
+            model,
+            pool,
+            Asker(model, prompting, wanted.labels, longest, config.max_new_tokens),
+            wanted,
         )
         hosts = reprove(work, model)
         task.advance(before)
@@ -84,8 +80,9 @@ def predict(work: Work[InferConfig]) -> Facts:
                 blocks.add(block, answer_block(run, block, number * config.block_rows, task))
     seconds = time.monotonic() - started
     blocks.join(work.output / PREDICTIONS)
-    shutil.copyfile(data / LABELS, work.output / LABELS)
-    facts = {**_same_in_all_shards(labels, config), **tally(blocks.tables())}
+    for name in DESCRIPTION:
+        shutil.copyfile(data / name, work.output / name)
+    facts = {**_same_in_all_shards(wanted, config), **tally(blocks.tables())}
     if config.shard_count == 1:
         refuse_none_predicted(blocks.tables(), facts)
     write_json(work.output / RECORD, {**facts, **_identity(work)})
@@ -109,7 +106,7 @@ def _lora(work: Work[InferConfig]) -> Path | None:
     return find_gguf(lora.path)
 
 
-def answer_block(run: Run, rows: Sequence[Row], first: int, task: Task) -> list[Answer]:
+def answer_block(run: Run, rows: Sequence[Row], first: int, task: progress.Task) -> list[Answer]:
     """Answer consecutive rows, the first of them number ``first`` of the split."""
     asked = [run.asker.ask(row) for row in rows]
     answers: list[Answer] = [
@@ -119,65 +116,11 @@ def answer_block(run: Run, rows: Sequence[Row], first: int, task: Task) -> list[
     task.advance(len(rows) - len(places))
     questions = [question for question in asked if not isinstance(question, Refused)]
     if questions:
-        make = _labels if run.labels else _texts
-        for place, answer in zip(places, make(run, questions, [first + p for p in places]), strict=True):
+        numbers = [first + place for place in places]
+        for place, answer in zip(places, FORMS[run.task.form](run, questions, numbers), strict=True):
             answers[place] = answer
             task.advance(1)
     return answers
-
-
-def read_labels(data: Path) -> tuple[str, ...]:
-    """Return the task's label names, none for free answers.
-
-    Raises:
-        BadDataError: the files are malformed, or a task with labels has fewer than two.
-    """
-    task, listed = _read(data / "task.json", dict), _read(data / "labels.json", list)
-    labels = tuple(str(label.get("name", "")) for label in listed if isinstance(label, dict))
-    if task.get("form") not in ("label", "text"):
-        raise BadDataError(f"task.json has the form {task.get('form')!r}, expected 'label' or 'text'")
-    if task["form"] == "text":
-        return ()
-    if len(labels) != len(listed) or not all(labels):
-        raise BadDataError('labels.json: every entry needs a "name"; run prepare again')
-    if len(set(labels)) < 2 or len(set(labels)) != len(labels):
-        raise BadDataError(
-            f"labels.json names {len(labels)} labels, {len(set(labels))} of them different: "
-            "a task of form 'label' needs at least two, each once"
-        )
-    return labels
-
-
-def _labels(run: Run, questions: Sequence[classify.Question], _numbers: Sequence[int]) -> Iterator[Answer]:
-    largest = max(classify.cells(question) for question in questions)
-    prefix = common_beginning([question.prompt for question in questions])
-    run.pool.share(prefix, len(prefix) + max(run.config.n_batch, largest))
-    for _, scores in classify.score(run.pool, questions, len(run.labels)):
-        shares = classify.probabilities(scores)
-        best = int(shares.argmax())
-        yield Answer(run.labels[best], float(shares[best]), tuple(shares.tolist()))
-
-
-def _texts(run: Run, questions: Sequence[classify.Question], numbers: Sequence[int]) -> Iterator[Answer]:
-    config = run.config
-    sampling = generate.Sampling(config.max_new_tokens, config.temperature, config.seed)
-    prompts = [
-        generate.Prompt(number, question.prompt) for number, question in zip(numbers, questions, strict=True)
-    ]
-    prefix = common_beginning([prompt.tokens for prompt in prompts])
-    run.pool.share(prefix, generate.cells(prompts, sampling))
-    for found in generate.generate(run.pool, run.model, prompts, sampling):
-        yield Answer(found.text, ended=found.ended)
-
-
-def common_beginning(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the tokens all prompts begin with, short of any prompt's last one."""
-    first, last = min(prompts), max(prompts)
-    shortest = min(len(prompt) for prompt in prompts) - 1
-    same = 0
-    while same < shortest and first[same] == last[same]:
-        same += 1
-    return first[:same]
 
 
 def _longest(config: InferConfig, model: Model) -> int:
@@ -206,22 +149,10 @@ def _identity(work: Work[InferConfig]) -> dict[str, Any]:
     return {**made_of, "config": _settings(config), "llama_cpp": llama_cpp.__version__, **sharded}
 
 
-def _same_in_all_shards(labels: Sequence[str], config: InferConfig) -> Facts:
+def _same_in_all_shards(wanted: Task, config: InferConfig) -> Facts:
     return {
-        "form": "label" if labels else "text",
+        "form": wanted.form,
         "split": config.split,
-        "labels": len(labels),
+        "labels": len(wanted.labels),
         "llama_cpp": llama_cpp.__version__,
     }
-
-
-def _read(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadDataError(f"{path.name} cannot be read ({error}): run prepare again") from error
-    if not isinstance(value, kind):
-        raise BadDataError(
-            f"{path.name} holds no JSON {'object' if kind is dict else 'list'}: run prepare again"
-        )
-    return value

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from tunemill import task
 from tunemill.errors import BadDataError
 from tunemill.work import Facts
 
-PREDICTIONS, LABELS, RECORD = "predictions.parquet", "labels.json", "run.json"
+PREDICTIONS, RECORD = "predictions.parquet", "run.json"
+DESCRIPTION = (task.FILE, task.LABELS)
+"""What says how predictions are to be read, as prepare wrote it."""
 
 
 def tally(tables: Iterable[Any]) -> Facts:

@@ -34,9 +34,20 @@ SCHEMA = pyarrow.schema(
         ("probabilities", pyarrow.list_(pyarrow.float64())),
         ("error", pyarrow.string()),
         ("ended", pyarrow.bool_()),
+        ("item", pyarrow.string()),
+        ("dimension", pyarrow.string()),
+        ("labels", pyarrow.list_(pyarrow.string())),
+        ("golds", pyarrow.list_(pyarrow.string())),
+        ("logprob", pyarrow.float64()),
+        ("samples", pyarrow.list_(pyarrow.string())),
     ]
 )
+"""``item`` and ``dimension``: which text a row is about, and what of it, where texts are rated on several
+dimensions. ``labels`` and ``golds``: the predicted and the true labels where a text may have several;
+``label`` and ``gold`` are then those, joined. ``logprob``: nats of a free answer; ``samples``: further
+answers to the same prompt."""
 NEEDED = ("id", "prompt", "completion", "text", "label")
+OPTIONAL = ("item", "dimension", "labels")
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,11 @@ class Row:
     messages: tuple[Message, ...]
     gold: str | None
     """The label's name, or the wanted free answer."""
+    item: str | None = None
+    """The text's own id, where the row asks about one dimension of it."""
+    dimension: str | None = None
+    golds: tuple[str, ...] | None = None
+    """The true labels, where there may be several."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,12 @@ class Answer:
     error: str | None = None
     ended: bool | None = None
     """Of a free answer: the model ended it itself, before ``max_new_tokens``."""
+    labels: tuple[str, ...] | None = None
+    """The predicted labels, where there may be several; ``label`` is then these, joined."""
+    logprob: float | None = None
+    """Of a free answer: its log-likelihood in nats, over all its tokens."""
+    samples: tuple[str, ...] | None = None
+    """Further answers to the same prompt."""
 
 
 class Rows:
@@ -84,6 +106,7 @@ class Rows:
             raise BadDataError(f"{path.name} lacks the column {absent[0]}: run prepare again")
         rows = self._file.metadata.num_rows
         self._name = path.name
+        self._columns = [*NEEDED, *(name for name in OPTIONAL if name in self._file.schema_arrow.names)]
         self.count = min(rows, limit) if limit else rows
         if not self.count:
             raise BadDataError(f"{path.name} has no rows")
@@ -98,7 +121,7 @@ class Rows:
         """
         left = self.count
         try:
-            for number, batch in enumerate(self._file.iter_batches(size, columns=list(NEEDED))):
+            for number, batch in enumerate(self._file.iter_batches(size, columns=self._columns)):
                 if number % count == index:
                     yield number, [_row(values) for values in batch.to_pylist()[:left]]
                 left -= len(batch)
@@ -178,7 +201,16 @@ class Blocks:
 def _row(values: Mapping[str, Any]) -> Row:
     messages = tuple({"role": one["role"], "content": one["content"]} for one in values["prompt"])
     gold = values["label"] if values["label"] is not None else values["completion"]
-    return Row(values["id"], values["text"] or "", messages, gold)
+    golds = values.get("labels")
+    return Row(
+        values["id"],
+        values["text"] or "",
+        messages,
+        gold,
+        values.get("item"),
+        values.get("dimension"),
+        None if golds is None else tuple(golds),
+    )
 
 
 def _table(rows: Sequence[Row], answers: Sequence[Answer]) -> Any:
@@ -191,6 +223,12 @@ def _table(rows: Sequence[Row], answers: Sequence[Answer]) -> Any:
         "probabilities": [answer.probabilities for answer in answers],
         "error": [answer.error for answer in answers],
         "ended": [answer.ended for answer in answers],
+        "item": [row.item for row in rows],
+        "dimension": [row.dimension for row in rows],
+        "labels": [answer.labels for answer in answers],
+        "golds": [row.golds for row in rows],
+        "logprob": [answer.logprob for answer in answers],
+        "samples": [answer.samples for answer in answers],
     }
     return pyarrow.table(columns, schema=SCHEMA)
 

@@ -6,15 +6,14 @@ step: base and adapter apart, the base in 4 bits for qlora. See ``tunemill.parit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunemill.errors import BadDataError
 from tunemill.parity import hf
 from tunemill.parity.probes import Probes, Rendering, choose
 from tunemill.prompting import Prompting
+from tunemill.task import LABELS, read_labels
 from tunemill.train import examples
 from tunemill.train.config import TrainBase
 from tunemill.work import Facts, Work
@@ -62,10 +61,4 @@ def _labels(data: Path) -> Sequence[str]:
     Raises:
         BadDataError: ``labels.json`` is not as prepare writes it.
     """
-    path = data / "labels.json"
-    if not path.exists():
-        return ()
-    try:
-        return [str(label["name"]) for label in json.loads(path.read_text("utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadDataError(f"{path} is not as prepare writes it: {error!r}") from error
+    return read_labels(data) if (data / LABELS).exists() else ()
