@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunemill.errors import BadDataError, ConfigurationError, Stopped, UsageError
+from tunemill.train import examples
 from tunemill.train.sft import train
 
 
@@ -195,6 +196,25 @@ def test_evaluates_on_validation_rows(tmp_path, base, data):
     with (work.output / "metrics.csv").open(newline="") as source:
         evaluations = [row for row in csv.DictReader(source) if row["eval_loss"]]
     assert [int(row["step"]) for row in evaluations] == [3, 6]
+
+
+def test_a_larger_draw_of_rows_holds_the_smaller_one_whatever_their_order():
+    rows = [{"id": f"r{n}"} for n in range(40)]
+    few, many = examples.draw(rows, 7, 1), examples.draw(rows, 20, 1)
+    assert (len(few), len(many)) == (7, 20)
+    assert [row for row in many if row in few] == few
+    assert [row for row in rows if row in many] == many
+    assert sorted(examples.draw(rows[::-1], 7, 1), key=rows.index) == few
+    assert examples.draw(rows, 7, 2) != few
+    assert examples.draw(rows, None, 1) == rows
+    with pytest.raises(UsageError, match="max_train_samples=41 is more than the 40 rows"):
+        examples.draw(rows, 41, 1)
+
+
+def test_trains_on_the_rows_that_are_drawn(tmp_path, base, data):
+    settings = {"max_train_samples": 4, "max_steps": -1, "num_train_epochs": 2, "parity_probes": 0}
+    work = micro.make_work(tmp_path, base, data, **settings)
+    assert train(work)["steps"] == 4  # two of two rows in each of two epochs
 
 
 def test_qlora_trains_over_four_bits(tmp_path, base, data):

@@ -108,6 +108,11 @@ class TrainBase(ProbesConfig):
     max_length: Annotated[int, Field(gt=1)] | None = Field(
         1024, description="Most tokens of prompt and completion together; longer rows are an error"
     )
+    max_train_samples: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Train on that many rows, drawn by the seed: a larger number holds the rows of a smaller "
+        "one; all rows if not given",
+    )
     seed: int = Field(42, ge=0, description="Seed of everything random")
     report_to: Literal["none", "wandb", "tensorboard"] = Field(
         "none", description="Where metrics go besides the artifact: wandb, tensorboard or none"

@@ -6,12 +6,13 @@ so the ids of a prompt are the same in both, even where a tokenizer would merge 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunemill.errors import BadDataError
+from tunemill.errors import BadDataError, UsageError
 from tunemill.prompting import Prompting
 
 COLUMNS = ("id", "prompt", "completion")
@@ -64,6 +65,26 @@ def read_split(directory: Path, split: str) -> list[dict[str, Any]] | None:
     except (OSError, pyarrow.ArrowException) as error:
         raise BadDataError(f"{path.name} of the data cannot be read: {_first_line(error)}") from error
     return rows
+
+
+def draw(rows: Sequence[Mapping[str, Any]], count: int | None, seed: int) -> list[Mapping[str, Any]]:
+    """Return ``count`` rows in their order, or all for None; what a seed draws holds its smaller draws.
+
+    Rows are ranked by a hash of seed and id, so that neither their order nor what else is there matters.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if count is None:
+        return list(rows)
+    if count > len(rows):
+        raise UsageError(
+            f"max_train_samples={count} is more than the {len(rows)} rows of the train split: "
+            "leave it out to train on all of them"
+        )
+    ranks = [hashlib.sha256(f"{seed}:{row['id']}".encode()).digest() for row in rows]
+    drawn = sorted(range(len(rows)), key=ranks.__getitem__)[:count]
+    return [rows[place] for place in sorted(drawn)]
 
 
 def encode(

@@ -88,7 +88,9 @@ def _read_splits(work: Work[TrainBase], prompting: Any, tokenizer: Any) -> dict[
         rows = examples.read_split(data, split)
         if rows is None and split == "validation":
             raise UsageError("eval_strategy needs validation rows: set validation_size for the prepare stage")
-        found[split] = examples.encode(rows or [], prompting, tokenizer, config.max_length)
+        count = config.max_train_samples if split == "train" else None
+        drawn = examples.draw(rows or [], count, config.seed)
+        found[split] = examples.encode(drawn, prompting, tokenizer, config.max_length)
     return found
 
 
