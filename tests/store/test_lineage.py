@@ -10,7 +10,7 @@ from tunemill.errors import UsageError
 from tunemill.store import keys
 from tunemill.store.diff import Difference, diff
 from tunemill.store.diff import lines as diff_lines
-from tunemill.store.lineage import lineage, lines
+from tunemill.store.lineage import ancestors, lineage, lines
 
 
 @pytest.fixture
@@ -84,6 +84,22 @@ def test_input_that_is_not_here_is_said_so(directory_store, publish):
     publish("run/data", "data", {"train.parquet": b"rows"}, {"base": elsewhere})
     text = list(lines(lineage(directory_store, "run/data")))
     assert text[1] == f"└─ base: base/elsewhere@sha256:{'9' * 12}  not in this store"
+
+
+def test_ancestors_come_oldest_first_each_once_with_what_was_set(directory_store, runs, publish):
+    told = ancestors(directory_store, runs[0])
+    names = [one["reference"].partition("@")[0] for one in told]
+    assert names == ["base/tiny", "shared/data", "one/adapter", "one/predictions"]
+    assert (
+        told[-1]["inputs"]["adapter"]
+        == told[2]["reference"]
+        == directory_store.resolve("one/adapter").reference
+    )
+    assert told[-1]["published_against_parity"] is False
+    assert json.loads(json.dumps(told)) == told
+    elsewhere = f"base/elsewhere@sha256:{'9' * 64}"
+    lost = publish("run/data", "data", {"train.parquet": b"rows"}, {"base": elsewhere})
+    assert ancestors(directory_store, lost)[0] == {"reference": elsewhere, "stage": None}
 
 
 def test_diff_finds_the_key_far_upstream(directory_store, runs):

@@ -34,6 +34,7 @@ from tunemill.recipe import Recipe
 from tunemill.signals import Signals
 from tunemill.stages import LISTED, load_stage
 from tunemill.store import Artifact, Draft, Provenance, Store
+from tunemill.store.lineage import ancestors
 from tunemill.store.pull import cache_directory, cache_errors
 from tunemill.work import Facts, Input, Stage, StageConfig, Work
 
@@ -284,6 +285,7 @@ def _prepare(
                 folder / "inputs" / role,
                 artifact.facts,
                 planned.bound.get(role),
+                tuple(ancestors(store, artifact)) if planned.stage.tells_origins else (),
             )
             for role, artifact in planned.inputs.items()
         },

@@ -55,6 +55,9 @@ class Input:
     """What the stage that made it found out."""
     bound_to: str | None = None
     """The class of host it is trusted on; None where it is trusted on all."""
+    ancestors: tuple[Mapping[str, Any], ...] = ()
+    """All it was made from and itself, oldest first, as ``store.lineage.ancestors`` tells them; only for
+    stages that say where things come from."""
 
 
 class Checkpoints(Protocol):
@@ -119,6 +122,8 @@ class Stage(Generic[ConfigT]):
     group: str | None = None
     """``module:function`` of ``(config) -> context of a Group``: how the processes that torchrun
     starts meet; without it the work is done by one."""
+    tells_origins: bool = False
+    """The work is given the ancestors of its inputs."""
     other_inputs: str | None = None
     """``module:function`` of ``(config) -> Mapping[str, str] | None``: what is read instead of
     ``inputs`` under a configuration that has the stage do something else."""

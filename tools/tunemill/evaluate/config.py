@@ -38,4 +38,5 @@ STAGE = Stage(
     output="{run}/report-{quant}",
     kind="report",
     work="tunemill.evaluate.evaluate:evaluate",
+    tells_origins=True,
 )

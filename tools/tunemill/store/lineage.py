@@ -58,6 +58,43 @@ def lineage(store: Store, reference: str) -> Origin:
     return _origin(store, "", store.resolve(reference), set())
 
 
+def ancestors(store: Store, artifact: Artifact) -> list[dict[str, Any]]:
+    """Return an artifact and all it was made from as plain JSON values, each once, after its own inputs.
+
+    An input that is not in this store has its reference alone, the other values being None or empty.
+
+    Raises:
+        BadDataError: a manifest or provenance on the way is damaged.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    _gather(store, artifact, found)
+    return list(found.values())
+
+
+def _gather(store: Store, artifact: Artifact, found: dict[str, dict[str, Any]]) -> None:
+    made = store.provenance(artifact)
+    for _, reference in sorted(made.inputs.items()):
+        if reference in found:
+            continue
+        below = store.find(reference)
+        if below is None:
+            found[reference] = {"reference": reference, "stage": None}
+        else:
+            _gather(store, below, found)
+    found[artifact.reference] = {
+        "reference": artifact.reference,
+        "kind": artifact.kind,
+        "stage": made.stage,
+        "tool_version": made.tool_version,
+        "finished": made.finished.isoformat(timespec="seconds"),
+        "image": made.image,
+        "llama_cpp": made.llama_cpp,
+        "published_against_parity": _overridden(artifact),
+        "inputs": dict(made.inputs),
+        "settings": {key: value for key, value in made.config.items() if made.origins.get(key) != "default"},
+    }
+
+
 def lines(origin: Origin) -> Iterator[str]:
     """Yield a tree as text, one artifact a line: role, reference, stage, version, date, image."""
     yield _line(origin)
