@@ -200,7 +200,7 @@ def test_version(run: Run) -> None:
 def test_recipe_list_and_show(run: Run) -> None:
     listed = json.loads(run("recipe", "list", "--json")[1])
     assert {"tiny", "llama3", "qwen3-0.6b"} <= set(listed["models"])
-    assert {"stdlib", "cap", "dataverse", "alpaca", "tatqa"} == set(listed["tasks"])
+    assert {"stdlib", "cap", "dataverse", "flourishing", "alpaca", "tatqa"} == set(listed["tasks"])
     shown = run("recipe", "show", "--model", "llama3", "--task", "cap", "--set", "r=8")[1]
     assert "r: 8  # flag\n" in shown
     assert "learning_rate: 0.0002  # recipe models/llama3\n" in shown

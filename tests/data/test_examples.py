@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tunemill.data.config import PrepareConfig
-from tunemill.data.examples import Example, fill, label_values, read_examples, recognise
+from tunemill.data.examples import Example, label_values, read_examples, recognise
 from tunemill.data.labels import NO_LABELS, label_set
 from tunemill.data.tables import Row
+from tunemill.data.template import fill
 from tunemill.errors import BadDataError
 
 USER = {"role": "user", "content": "Hi"}
@@ -20,8 +21,7 @@ def read(*values: dict[str, Any], **config: Any) -> list[Example]:
     settings = PrepareConfig(dataset_name="rows.jsonl", **config)
     rows = [Row(f"row {number}", f"rows-{number}", one) for number, one in enumerate(values, 1)]
     shape = recognise(rows, settings)
-    labelled = shape.name == "text-label"
-    labels = label_set(settings, label_values(rows, shape)) if labelled else NO_LABELS
+    labels = label_set(settings, label_values(rows, shape, settings)) if shape.labelled else NO_LABELS
     return read_examples(rows, shape, labels, settings)
 
 

@@ -60,7 +60,7 @@ def test_what_is_written(prepared: Prepared, write: Callable[..., str], base: Pa
     )  # fmt: skip
     assert {path.name for path in output.iterdir()} == {
         "train.parquet", "validation.parquet", "test.parquet", "labels.json", "task.json", "card.json",
-        "README.md", "prompting.json",
+        "README.md", "prompting.json", "content_free.json",
     }  # fmt: skip
     assert facts["rows"] == {"train": 42, "validation": 6, "test": 12}
     row = read(output, "train")[0]

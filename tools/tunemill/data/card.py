@@ -23,6 +23,7 @@ QUANTILES: Final = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 REASONS: Final = {
     "blank": "empty text or answer",
+    "unrated": "no level given of the text in a dimension",
     "duplicate": "exact repetition of another row with the same answer",
     "leak": "equal or nearly equal to a row of the given test or validation set",
     "too_long": "prompt and completion longer than max_length tokens",
@@ -58,6 +59,8 @@ class Findings:
     """Id and special token of rows whose text spells one."""
     digests: Mapping[str, str]
     """What was read, by file name or source, with its sha256 or version."""
+    order: Mapping[str, Any] | None = None
+    """What the order of the prompt's parts costs; None without a prompt of the task's own."""
 
 
 def make_card(
@@ -87,14 +90,35 @@ def make_card(
         "contradictory_ids": [list(ids) for ids in findings.contradictions[:LISTED]],
         "special_token_texts": len(findings.special),
         "special_token_ids": [list(pair) for pair in findings.special[:LISTED]],
-        "labels": {
-            label.name: {
-                split: sum(one.example.label == label.name for one in examples)
-                for split, examples in present.items()
-            }
-            for label in labels.labels
-        },
+        "labels": _counts(present, labels),
+        **({"dimensions": _dimensions(present, labels)} if config.dimensions is not None else {}),
         "tokens": {split: _tokens(examples) for split, examples in present.items()},
+        "prompt_order": findings.order,
+    }
+
+
+def _counts(present: Mapping[str, Sequence[Kept]], labels: LabelSet) -> dict[str, dict[str, int]]:
+    """Return how many examples of each split have each label; of several, each counts."""
+    found = {
+        split: Counter(name for one in examples for name in (one.example.labels or (one.example.label,)))
+        for split, examples in present.items()
+    }
+    return {label.name: {split: found[split][label.name] for split in present} for label in labels.labels}
+
+
+def _dimensions(
+    present: Mapping[str, Sequence[Kept]], labels: LabelSet
+) -> dict[str, dict[str, dict[str, int]]]:
+    names = dict.fromkeys(one.example.dimension or "" for examples in present.values() for one in examples)
+    return {
+        name: _counts(
+            {
+                split: [one for one in examples if one.example.dimension == name]
+                for split, examples in present.items()
+            },
+            labels,
+        )
+        for name in names
     }
 
 
@@ -148,8 +172,15 @@ def _readme(card: Mapping[str, Any]) -> str:
         f"{card['contradictory_texts']} texts occur with more than one label. "
         f"{card['special_token_texts']} rows spell one of the model's special tokens in their text.",
     ]
+    if card["prompt_order"] and card["prompt_order"]["tokens_again"]:
+        parts.append(
+            f"About {card['prompt_order']['tokens_again']} tokens of each prompt "
+            f"({card['prompt_order']['share']:.0%}) are computed again only because of where they stand."
+        )
     if card["labels"]:
         parts += ["## Labels", _balance(card, splits)]
+    if card.get("dimensions"):
+        parts += ["## Dimensions", _levels(card)]
     return "\n\n".join([*parts, "## Tokens", *_token_tables(card, splits)]) + "\n"
 
 
@@ -160,6 +191,15 @@ def _balance(card: Mapping[str, Any], splits: Sequence[str]) -> str:
         for name, counts in card["labels"].items()
     ]
     return _table(["label", *splits], rows)
+
+
+def _levels(card: Mapping[str, Any]) -> str:
+    """Rows of each dimension by level, over all splits."""
+    rows = [
+        [name, *(sum(counts.values()) for counts in levels.values())]
+        for name, levels in card["dimensions"].items()
+    ]
+    return _table(["dimension", *card["labels"]], rows)
 
 
 def _token_tables(card: Mapping[str, Any], splits: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ in transformers' ``LlamaConfig`` and in TRL, and mean the same in every stage th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -77,10 +77,24 @@ class PrepareConfig(StageConfig):
     system_prompt: str | None = Field(None, description="System message of every prompt; may hold {labels}")
     prompt: str | None = Field(
         None,
-        description="User message: {column} is that column's value, {labels} the labels; {{ is a brace",
+        description="User message: {column} is that column's value, {labels} the labels, {dimension} and "
+        "{description} what a row asks about; {{ is a brace",
     )
     labels: tuple[str, ...] | dict[str, str] | None = Field(
         None, description="Names of the labels, or a mapping of code to name; found in the data if not given"
+    )
+    ordered: bool = Field(False, description="The labels are levels, given from the lowest to the highest")
+    max_labels: Positive | None = Field(
+        None, description="Most labels of one text, where it may have several: a list, or names in one cell"
+    )
+    label_separator: str = Field("; ", description="What stands between several labels, in cells and answers")
+    dimensions: tuple[str, ...] | dict[str, str] | None = Field(
+        None,
+        description="Columns of labels, each a dimension that every text is asked about in a row of its own; "
+        "or a mapping of column to what {description} says of it",
+    )
+    answer_kind: Literal["text", "numbers-and-spans"] = Field(
+        "text", description="How free answers are judged: as they stand, or as TAT-QA's numbers and spans"
     )
     max_length: Positive = Field(1024, description="Most tokens of prompt and completion together")
     test_size: Share = Field(0.2, description="Share of the rows held out as the test set")
@@ -107,6 +121,33 @@ class PrepareConfig(StageConfig):
         if self.label_column and self.completion_column:
             raise ValueError("label_column and completion_column exclude each other: keep one")
         return self
+
+    @model_validator(mode="after")
+    def _one_form(self) -> PrepareConfig:
+        if self.ordered and not self.labels:
+            raise ValueError("ordered needs labels: the levels, from the lowest to the highest")
+        if not self.label_separator.strip():
+            raise ValueError("label_separator is blank: take one that can be seen, such as ';'")
+        if self.max_labels and self.completion_column:
+            raise ValueError("max_labels and completion_column exclude each other: keep one")
+        if self.answer_kind != "text" and (self.labels or self.max_labels or self.label_column):
+            raise ValueError("answer_kind is of free answers: leave it out where there are labels")
+        if self.dimensions is not None:
+            self._check_dimensions(len(self.dimensions))
+        return self
+
+    def _check_dimensions(self, number: int) -> None:
+        if self.label_column or self.completion_column or self.max_labels or self.answer_kind != "text":
+            raise ValueError(
+                "dimensions name the columns of the labels: leave out label_column, completion_column, "
+                "max_labels and answer_kind"
+            )
+        if not number or len(set(self.dimensions or ())) < number:
+            raise ValueError("dimensions is empty or names one twice")
+        if "{dimension}" not in (self.prompt or "") and "{description}" not in (self.prompt or ""):
+            raise ValueError(
+                "dimensions need a prompt with {dimension}: else all of a text's rows ask the same"
+            )
 
 
 def _label(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
@@ -33,7 +33,7 @@ class Duplicates:
     groups: tuple[int, ...]
     """Per example, the position of the first example of its group."""
     contradictions: tuple[tuple[str, ...], ...] = field(default=())
-    """Ids of examples with one and the same text but different labels."""
+    """Ids of examples with one and the same text, and dimension, but different labels."""
 
 
 def find_duplicates(examples: Sequence[Example], threshold: float, progress: Progress) -> Duplicates:
@@ -83,10 +83,18 @@ def _repeated(examples: Sequence[Example], positions: list[int]) -> list[int]:
 
 def _contradictions(examples: Sequence[Example], same: dict[str, list[int]]) -> tuple[tuple[str, ...], ...]:
     return tuple(
-        tuple(examples[n].id for n in sorted(positions))
+        tuple(examples[n].id for n in sorted(asked))
         for positions in same.values()
-        if len({examples[n].label for n in positions}) > 1
+        for asked in _by_dimension(examples, positions)
+        if len({examples[n].label for n in asked}) > 1
     )
+
+
+def _by_dimension(examples: Sequence[Example], positions: Sequence[int]) -> Iterable[list[int]]:
+    apart: dict[str | None, list[int]] = defaultdict(list)
+    for position in positions:
+        apart[examples[position].dimension].append(position)
+    return apart.values()
 
 
 def _join_similar(

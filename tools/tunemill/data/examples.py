@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from tunemill.data.config import PrepareConfig
 from tunemill.data.formats import first_values
-from tunemill.data.labels import LabelSet, label_text
+from tunemill.data.labels import LabelSet, label_text, parts
 from tunemill.data.tables import Row
+from tunemill.data.template import DESCRIPTION, DIMENSION, LABELS, fill
 from tunemill.errors import BadDataError
 
 Message = dict[str, str]
@@ -32,7 +33,6 @@ ROLES = {
 """Who speaks, in the words of chat and ShareGPT files, to the role templates know."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FIELD = re.compile(r"\{\{|\}\}|\{([^{}\"\n]{1,64})\}")
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,23 @@ class Example:
     text: str
     """What the example is about, without instructions; duplicates are found by it."""
     label: str | None
+    """The name; of several, all of them joined."""
     where: str
     """The row it came from, for people."""
     split: str | None
     """The split the source gave it, if any."""
     belongs: str | None = None
     """What it must not be split apart from: the value of ``group_column``."""
+    item: str | None = None
+    """The text's own id, where the example asks about one dimension of it."""
+    dimension: str | None = None
+    labels: tuple[str, ...] | None = None
+    """Names, where there may be several."""
+
+    @property
+    def unrated(self) -> bool:
+        """Whether the data say nothing of this text in this dimension."""
+        return self.dimension is not None and self.label is None
 
 
 @dataclass(frozen=True)
@@ -58,10 +69,16 @@ class Shape:
     """How the rows of one dataset are read."""
 
     name: str
-    """messages, sharegpt, prompt-completion, alpaca, seed-tasks, text-label or columns."""
+    """messages, sharegpt, prompt-completion, alpaca, seed-tasks, text-label, text-labels, dimensions or
+    columns."""
     text: str | None = None
     answer: str | None = None
-    """Column of the label or of the free answer."""
+    """Column of the label, of the labels, or of the free answer."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether answers are of a set."""
+        return self.name in ("text-label", "text-labels", "dimensions")
 
 
 def recognise(rows: Sequence[Row], config: PrepareConfig) -> Shape:
@@ -74,6 +91,8 @@ def recognise(rows: Sequence[Row], config: PrepareConfig) -> Shape:
     for key in ("text_column", "label_column", "completion_column", "id_column", "group_column"):
         if (column := getattr(config, key)) is not None:
             _need_column(column, columns, key)
+    if config.dimensions is not None:
+        return _dimensions(columns, config)
     if config.label_column or config.completion_column:
         return _columns(columns, config)
     if isinstance(columns.get("messages"), list):
@@ -93,7 +112,7 @@ def _columns(columns: Mapping[str, Any], config: PrepareConfig) -> Shape:
     text = config.text_column or _first(TEXT_COLUMNS, columns)
     label = config.label_column or (None if config.completion_column else _first(LABEL_COLUMNS, columns))
     if label is not None and (text is not None or config.prompt is not None):
-        return Shape("text-label", text, label)
+        return Shape("text-labels" if config.max_labels else "text-label", text, label)
     answer = config.completion_column or _first(ANSWER_COLUMNS, columns)
     if config.labels is None and answer is not None and (text is not None or config.prompt is not None):
         return Shape("columns", text, answer)
@@ -101,6 +120,15 @@ def _columns(columns: Mapping[str, Any], config: PrepareConfig) -> Shape:
         f"{config.dataset_name} has the columns {', '.join(sorted(columns)) or 'of no row'}, "
         "which is no known shape: set text_column and label_column (or completion_column)"
     )
+
+
+def _dimensions(columns: Mapping[str, Any], config: PrepareConfig) -> Shape:
+    for dimension in config.dimensions or ():
+        _need_column(dimension, columns, "dimensions")
+    text = config.text_column or _first(TEXT_COLUMNS, columns)
+    if text is None:
+        raise BadDataError(f"{config.dataset_name} has no column of texts: set text_column")
+    return Shape("dimensions", text)
 
 
 def read_examples(
@@ -125,44 +153,68 @@ def read_examples(
     return examples
 
 
-def label_values(rows: Iterable[Row], shape: Shape) -> list[str]:
-    """Return the label of every row that has one, as text."""
-    values = (row.values.get(shape.answer or "") for row in rows)
-    return [label_text(value) for value in values if value not in (None, "")]
+def label_values(rows: Iterable[Row], shape: Shape, config: PrepareConfig) -> list[str]:
+    """Return every label that a row has, as text."""
+    columns = list(config.dimensions or ()) or [shape.answer or ""]
+    values = [value for row in rows for column in columns if not _missing(value := row.values.get(column))]
+    if shape.name == "text-labels":
+        values = [part for value in values for part in parts(value, config.label_separator)]
+    return [label_text(value) for value in values]
 
 
-def fill(template: str, values: Mapping[str, Any], where: str) -> str:
-    """Put values into ``{column}`` places; ``{{`` and ``}}`` are braces.
-
-    Raises:
-        BadDataError: the template names a column that the row does not have.
-    """
-
-    def place(match: re.Match[str]) -> str:
-        name = match[1]
-        if name is None:
-            return match[0][0]
-        if values.get(name) is None:
-            near = get_close_matches(name, list(values), 1)
-            hint = f"did you mean {{{near[0]}}}?" if near and near[0] != name else "double a literal brace"
-            raise BadDataError(f"{where} has no {name!r}, which the prompt asks for: {hint}")
-        return label_text(values[name])
-
-    return _FIELD.sub(place, template)
+def described(config: PrepareConfig) -> list[tuple[str, str]]:
+    """Return every dimension with what ``{description}`` says of it; its name where nothing is given."""
+    given = config.dimensions or ()
+    return list(given.items()) if isinstance(given, Mapping) else [(name, name) for name in given]
 
 
 def _from_columns(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
-    if shape.name == "text-label":
-        label: str | None = labels.name_of(_field(row, shape.answer or ""), row.where)
-        completion = str(label)
-    else:
-        label, completion = None, _text(row, shape.answer or "")
+    text, content = _asked(row, shape, labels, config, {})
+    return [_example(row, [_user(content)], _text(row, shape.answer or ""), text, None, config)]
+
+
+def _from_label(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
+    label = labels.name_of(_field(row, shape.answer or ""), row.where)
+    text, content = _asked(row, shape, labels, config, {})
+    return [_example(row, [_user(content)], label, text, label, config)]
+
+
+def _from_labels(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
+    cell, separator = _field(row, shape.answer or ""), config.label_separator
+    names = labels.names_of(cell, separator, config.max_labels or 1, row.where)
+    text, content = _asked(row, shape, labels, config, {})
+    joined = separator.join(names)
+    return [replace(_example(row, [_user(content)], joined, text, joined, config), labels=names)]
+
+
+def _from_dimensions(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
+    """Ask about every dimension; one that the row says nothing about has no label and no completion."""
+    examples = []
+    for dimension, description in described(config):
+        level = row.values.get(dimension)
+        label = None if _missing(level) else labels.name_of(level, f"{row.where}, {dimension!r},")
+        given = {DIMENSION: dimension, DESCRIPTION: description}
+        text, content = _asked(row, shape, labels, config, given)
+        whole = _example(row, [_user(content)], label or "", text, label, config)
+        examples.append(replace(whole, id=f"{whole.id}/{dimension}", item=whole.id, dimension=dimension))
+    return examples
+
+
+def _missing(value: Any) -> bool:
+    """Tell a cell without a level: null, blank, or the number that spreadsheets' readers make of it."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _asked(
+    row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig, given: Mapping[str, str]
+) -> tuple[str, str]:
+    """Return what the row is about, and the user's message."""
     text = _text(row, shape.text) if shape.text else ""
-    content = text
-    if config.prompt is not None:
-        given = {"text": text} if shape.text else {}
-        content = fill(config.prompt, {**row.values, **given, "labels": labels.listed()}, row.where)
-    return [_example(row, [_user(content)], completion, text or content, label, config)]
+    if config.prompt is None:
+        return text, text
+    own = {"text": text} if shape.text else {}
+    content = fill(config.prompt, {**row.values, **own, LABELS: labels.listed(), **given}, row.where)
+    return text or content, content
 
 
 def _from_messages(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
@@ -290,6 +342,8 @@ READERS: dict[str, Reader] = {
     "prompt-completion": _from_prompt_completion,
     "alpaca": _from_alpaca,
     "seed-tasks": _from_seed_tasks,
-    "text-label": _from_columns,
+    "text-label": _from_label,
+    "text-labels": _from_labels,
+    "dimensions": _from_dimensions,
     "columns": _from_columns,
 }

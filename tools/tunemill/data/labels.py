@@ -6,7 +6,7 @@ the set stops the work, because a misspelt label would silently become a class o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -49,6 +49,21 @@ class LabelSet:
         hint = f"the nearest is {spellings[near[0]]!r}" if near else "the set is empty"
         raise BadDataError(f"{where} has the label {text!r}, which is not in the task's set: {hint}")
 
+    def names_of(self, value: Any, separator: str, most: int, where: str) -> tuple[str, ...]:
+        """Return the names of the labels that a cell means, each once, in the cell's order.
+
+        Raises:
+            BadDataError: the cell is empty, has more than ``most``, or one that is not in the set.
+        """
+        names = tuple(dict.fromkeys(self.name_of(part, where) for part in parts(value, separator)))
+        if not names:
+            raise BadDataError(f"{where} has no label: give it one or remove the row")
+        if len(names) > most:
+            raise BadDataError(
+                f"{where} has {len(names)} labels, at most {most} are allowed: raise max_labels"
+            )
+        return names
+
     def listed(self) -> str:
         """Return the names as they stand in a prompt's ``{labels}``: one line, commas or semicolons."""
         names = [label.name for label in self.labels]
@@ -82,7 +97,28 @@ def label_set(configured: PrepareConfig, found: Iterable[str]) -> LabelSet:
                 raise BadDataError(f"the label set uses {spelling!r} for two labels or leaves it empty")
     if len({label.name for label in labels}) < len(labels):
         raise BadDataError("the label set names one label twice")
+    _check_several(configured, known, len(labels))
     return LabelSet(tuple(labels), known)
+
+
+def parts(value: Any, separator: str) -> Sequence[Any]:
+    """Return the labels of a cell that may have several: a list's, or what stands between separators."""
+    if isinstance(value, list):
+        return value
+    return [part for part in map(str.strip, label_text(value).split(separator.strip())) if part]
+
+
+def _check_several(configured: PrepareConfig, known: Iterable[str], labels: int) -> None:
+    most, separator = configured.max_labels, configured.label_separator.strip()
+    if most is None:
+        return
+    if most > labels:
+        raise BadDataError(f"max_labels={most} is more than the {labels} labels there are: lower it")
+    for spelling in known:
+        if separator in spelling:
+            raise BadDataError(
+                f"the label {spelling!r} holds the separator {separator!r}: set another label_separator"
+            )
 
 
 def label_text(value: Any) -> str:

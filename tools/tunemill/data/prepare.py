@@ -8,25 +8,36 @@ and seed give byte-identical files.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tunemill.data.card import Findings, Kept, make_card, write_card
 from tunemill.data.config import PrepareConfig
+from tunemill.data.content_free import FILE as CONTENT_FREE
+from tunemill.data.content_free import content_free_prompts
 from tunemill.data.deduplicate import find_duplicates
-from tunemill.data.examples import Example, Shape, fill, label_values, read_examples, recognise
+from tunemill.data.examples import Example, Shape, described, label_values, read_examples, recognise
 from tunemill.data.formats import check_source, read_rows, source_digests
 from tunemill.data.labels import NO_LABELS, LabelSet, label_set
 from tunemill.data.lengths import Length, count_tokens, special_texts
 from tunemill.data.split import split_examples
 from tunemill.data.tables import Row
+from tunemill.data.template import LABELS, computed_again, fill
 from tunemill.errors import BadDataError
 from tunemill.files import atomic_write, write_json
 from tunemill.prompting import read_prompting
 from tunemill.tokenizer import load_tokenizer
 from tunemill.work import Facts, Work
+
+log = logging.getLogger("tunemill")
+
+WORTH_SAYING: Final = 0.05
+"""Share of a prompt's tokens from which a better order is worth a warning."""
+SAMPLE: Final = 256
+"""Texts whose mean length stands for all."""
 
 SPLITS = ("train", "validation", "test")
 PRECEDENCE = {None: 0, "train": 0, "validation": 1, "test": 2}
@@ -58,9 +69,12 @@ def prepare(work: Work[PrepareConfig]) -> Facts:
     rows = read_rows(config, work.scratch, work.progress)
     shape = recognise(rows, config)
     labels = _labels(rows, shape, config)
-    read = read_examples(rows, shape, labels, _with_labels(config, labels))
-    examples = [example for example in read if not _is_blank(example)]
-    dropped = {"blank": _ids(example for example in read if _is_blank(example))}
+    filled = _with_labels(config, labels)
+    read = read_examples(rows, shape, labels, filled)
+    examples = [example for example in read if not (example.unrated or _is_blank(example))]
+    dropped = {"blank": _ids(example for example in read if _is_blank(example) and not example.unrated)}
+    if config.dimensions is not None:
+        dropped["unrated"] = _ids(example for example in read if example.unrated)
     work.progress.say(f"prepare: {len(rows)} rows read as {shape.name}")
 
     prompting, tokenizer = read_prompting(base), load_tokenizer(base)
@@ -74,25 +88,50 @@ def prepare(work: Work[PrepareConfig]) -> Facts:
     _check_kept(kept, dropped, config)
     special = special_texts([one.example for one in kept], tokenizer)
     digests = {Path(name).name: digest for name, digest in source_digests(config).items()}
-    findings = Findings(len(read), shape.name, dropped, duplicates.contradictions, special, digests)
+    order = _order(kept, labels, config, tokenizer)
+    findings = Findings(len(read), shape.name, dropped, duplicates.contradictions, special, digests, order)
     card = make_card(kept, findings, labels, config)
     _write(work.output, kept, labels, config)
+    if shape.name in ("text-label", "dimensions"):
+        write_json(work.output / CONTENT_FREE, content_free_prompts(rows, shape, labels, filled))
     write_card(work.output, card)
     prompting.save(work.output)
-    return _facts(card, labels)
+    return _facts(card, labels, config)
 
 
 def _labels(rows: Sequence[Row], shape: Shape, config: PrepareConfig) -> LabelSet:
-    if shape.name != "text-label":
+    if not shape.labelled:
         return NO_LABELS
-    return label_set(config, [] if config.labels else label_values(rows, shape))
+    return label_set(config, [] if config.labels else label_values(rows, shape, config))
 
 
 def _with_labels(config: PrepareConfig, labels: LabelSet) -> PrepareConfig:
     if config.system_prompt is None:
         return config
-    system = fill(config.system_prompt, {"labels": labels.listed()}, "system_prompt")
+    system = fill(config.system_prompt, {LABELS: labels.listed()}, "system_prompt")
     return config.model_copy(update={"system_prompt": system})
+
+
+def _order(
+    kept: Sequence[Kept], labels: LabelSet, config: PrepareConfig, tokenizer: Any
+) -> Mapping[str, Any] | None:
+    """Return what the order of the prompt's parts costs, and say so where it is worth it."""
+    if config.prompt is None:
+        return None
+    mean = sum(one.length.prompt for one in kept) / len(kept)
+    texts = [one.example.text for one in kept[:SAMPLE]]
+    again = computed_again(config.prompt, labels.listed(), described(config), texts, tokenizer)
+    share = again / mean
+    if share >= WORTH_SAYING:
+        log.warning(
+            "prepare: about %.0f of each prompt's %.0f tokens (%.0f%%) are computed again for every row at "
+            "inference, because of where they stand: put what all prompts say first, then the text%s",
+            again,
+            mean,
+            100 * share,
+            ", then {dimension}" if config.dimensions else "",
+        )
+    return {"tokens_again": round(again), "share": round(share, 4)}
 
 
 def _is_blank(example: Example) -> bool:
@@ -170,7 +209,12 @@ def _write(directory: Path, kept: Sequence[Kept], labels: LabelSet, config: Prep
         directory / "task.json",
         {
             "task": config.task or Path(config.dataset_name).stem,
-            "form": "label" if labels.labels else "text",
+            "form": _form(labels, config),
+            "max_labels": config.max_labels,
+            "separator": config.label_separator,
+            "ordered": config.ordered,
+            "dimensions": list(config.dimensions or ()),
+            "answer_kind": config.answer_kind,
             "system_prompt": config.system_prompt,
             "prompt": config.prompt,
             "max_length": config.max_length,
@@ -178,39 +222,40 @@ def _write(directory: Path, kept: Sequence[Kept], labels: LabelSet, config: Prep
     )
 
 
+def _form(labels: LabelSet, config: PrepareConfig) -> str:
+    if not labels.labels:
+        return "text"
+    return "labels" if config.max_labels else "label"
+
+
 def _write_parquet(path: Path, kept: Sequence[Kept]) -> None:
     import pyarrow
     import pyarrow.parquet
 
     message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
-    schema = pyarrow.schema(
-        [
-            ("id", pyarrow.string()),
-            ("prompt", pyarrow.list_(message)),
-            ("completion", pyarrow.string()),
-            ("text", pyarrow.string()),
-            ("label", pyarrow.string()),
-            ("group", pyarrow.int64()),
-        ]
-    )
-    columns = {
-        "id": [one.example.id for one in kept],
-        "prompt": [list(one.example.prompt) for one in kept],
-        "completion": [one.example.completion for one in kept],
-        "text": [one.example.text for one in kept],
-        "label": [one.example.label for one in kept],
-        "group": [one.group for one in kept],
+    types = {
+        "id": pyarrow.string(),
+        "prompt": pyarrow.list_(message),
+        "completion": pyarrow.string(),
+        "text": pyarrow.string(),
+        "label": pyarrow.string(),
+        "group": pyarrow.int64(),
+        **({"item": pyarrow.string(), "dimension": pyarrow.string()} if kept[0].example.dimension else {}),
+        **({"labels": pyarrow.list_(pyarrow.string())} if kept[0].example.labels else {}),
     }
+    schema = pyarrow.schema(list(types.items()))
+    columns = {name: [getattr(one.example, name) for one in kept] for name in types if name != "group"}
+    columns["group"] = [one.group for one in kept]
     with atomic_write(path) as target:
         pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), target, compression="zstd")
 
 
-def _facts(card: Mapping[str, Any], labels: LabelSet) -> Facts:
+def _facts(card: Mapping[str, Any], labels: LabelSet, config: PrepareConfig) -> Facts:
     return {
         "rows": card["rows"],
         "rows_read": card["rows_read"],
         "dropped": card["dropped"],
-        "form": "label" if labels.labels else "text",
+        "form": _form(labels, config),
         "labels": len(labels.labels),
         "near_duplicate_groups": card["near_duplicate_groups"],
     }
