@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tunemill.infer.engine import MOST_SEQUENCES, Batch, Engine, Logits, join, run_of
 from tunemill.infer.pool import Pool
+from tunemill.infer.sequences import Sequences
 from tunemill.infer.trie import Trie
 
 LOGITS_BYTES = 128 << 20  # of one batch's logits; Llama 3's vocabulary fits 256 nodes in it
@@ -30,6 +31,8 @@ class Question:
     """Token ids, the common beginning included."""
     tries: tuple[Trie, ...]
     """All labels, in one tree unless there are more than llama.cpp has sequences."""
+    sequences: Sequences | None = None
+    """What an answer may be, where it may have several labels."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,12 @@ class InferConfig(StageConfig):
         le=1 << 16,
         description="tokens computed together; decides which rows share a batch, and so the last bits",
     )
+    max_pruned: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="share of the probability that answers of several labels may have to be left uncomputed",
+    )
     max_new_tokens: int = Field(default=256, ge=1, description="most tokens of a free answer")
     temperature: float = Field(
         default=0.0, ge=0, le=10, description="spread of free answers; 0 takes the likeliest token each time"

@@ -24,7 +24,7 @@ from tunemill.infer.result import DESCRIPTION, PREDICTIONS, RECORD, refuse_none_
 from tunemill.infer.rows import SCHEMA
 from tunemill.work import Facts, Input, Work
 
-OWN = ("shard", "rows", "errors", "cut_off", "error_reasons")
+OWN = ("shard", "rows", "errors", "cut_off", "error_reasons", "most_pruned")
 """What of the record is each shard's own."""
 NEEDED = ("form", "split", "labels", "llama_cpp", "config")
 

@@ -18,7 +18,7 @@ from tunemill import progress
 from tunemill.errors import BadDataError, ConfigurationError
 from tunemill.files import write_json
 from tunemill.ggufs import find_gguf
-from tunemill.infer import free_text, one_label
+from tunemill.infer import free_text, one_label, several_labels
 from tunemill.infer.config import LORA, InferConfig
 from tunemill.infer.engine import Size
 from tunemill.infer.join import join
@@ -34,7 +34,7 @@ from tunemill.prompting import read_prompting
 from tunemill.task import Task, read_task
 from tunemill.work import Facts, Work
 
-FORMS = {"label": one_label.answer, "text": free_text.answer}
+FORMS = {"label": one_label.answer, "labels": several_labels.answer, "text": free_text.answer}
 """How each form of task is answered: ``(run, questions, numbers)`` to an answer for each question."""
 
 
@@ -70,7 +70,7 @@ def predict(work: Work[InferConfig]) -> Facts:
             config,
             model,
             pool,
-            Asker(model, prompting, wanted.labels, longest, config.max_new_tokens),
+            Asker(model, prompting, wanted, longest, config.max_new_tokens),
             wanted,
         )
         hosts = reprove(work, model)

@@ -15,8 +15,10 @@ from tunemill.infer.classify import Question
 from tunemill.infer.engine import MOST_SEQUENCES
 from tunemill.infer.model import Model
 from tunemill.infer.rows import Row
+from tunemill.infer.sequences import Sequences
 from tunemill.infer.trie import Trie, build_tries
 from tunemill.prompting import Message, Prompting
+from tunemill.task import Task
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,21 @@ class _Labels:
     texts: tuple[str, ...]
     tries: tuple[Trie, ...]
     longest: int
-    """Tokens of the longest label."""
+    """Tokens of the longest answer."""
+    sequences: Sequences | None = None
+    """Where an answer may have several labels; the tries are then of single ones."""
 
 
 class Asker:
-    """Turns rows into questions for one model and one set of labels."""
+    """Turns rows into questions for one model and one task."""
 
     def __init__(
-        self, model: Model, prompting: Prompting, labels: Sequence[str], longest: int, max_new_tokens: int
+        self, model: Model, prompting: Prompting, task: Task, longest: int, max_new_tokens: int
     ) -> None:
         self._model = model
         self._prompting = prompting
-        self._labels = tuple(labels)
+        self._task = task
+        self._labels = task.labels
         self._most = longest
         self._max_new_tokens = max_new_tokens
         self._known: dict[tuple[str, ...], _Labels] = {}
@@ -63,7 +68,7 @@ class Asker:
             return Refused(
                 f"too long: {len(prompt)} tokens of prompt and {answer} of answer, at most {self._most}"
             )
-        return Question(prompt, labels.tries if labels else ())
+        return Question(prompt, labels.tries, labels.sequences) if labels else Question(prompt, ())
 
     def _completions(self, messages: Sequence[Message]) -> _Labels:
         roles = tuple(message["role"] for message in messages)
@@ -80,4 +85,10 @@ class Asker:
         for label, ids in zip(self._labels, tokens, strict=True):
             if not ids:
                 raise BadDataError(f"the label {label!r} has no tokens in this model's vocabulary")
-        return _Labels(texts, build_tries(tokens, MOST_SEQUENCES), max(map(len, tokens)))
+        tries = build_tries(tokens, MOST_SEQUENCES)
+        if self._task.form != "labels":
+            return _Labels(texts, tries, max(map(len, tokens)))
+        sequences = Sequences(
+            lambda answer: self._model.tokens(self._prompting.completion(messages, answer)), self._task
+        )
+        return _Labels(texts, tries, sequences.longest, sequences)

@@ -17,16 +17,18 @@ DESCRIPTION = (task.FILE, task.LABELS)
 
 def tally(tables: Iterable[Any]) -> Facts:
     """Count the rows of some predictions, and what became of them."""
-    rows, cut_off, reasons = 0, 0, Counter[str]()
+    rows, cut_off, reasons, pruned = 0, 0, Counter[str](), list[float]()
     for table in tables:
         rows += len(table)
         cut_off += sum(ended is False for ended in table["ended"].to_pylist())
         reasons.update(reason.split(":")[0] for reason in table["error"].to_pylist() if reason)
+        pruned += [share for share in table["pruned"].to_pylist() if share is not None]
     return {
         "rows": rows,
         "errors": sum(reasons.values()),
         "cut_off": cut_off,
         "error_reasons": dict(sorted(reasons.items())),
+        **({"most_pruned": max(pruned)} if pruned else {}),
     }
 
 

@@ -40,12 +40,13 @@ SCHEMA = pyarrow.schema(
         ("golds", pyarrow.list_(pyarrow.string())),
         ("logprob", pyarrow.float64()),
         ("samples", pyarrow.list_(pyarrow.string())),
+        ("pruned", pyarrow.float64()),
     ]
 )
 """``item`` and ``dimension``: which text a row is about, and what of it, where texts are rated on several
 dimensions. ``labels`` and ``golds``: the predicted and the true labels where a text may have several;
 ``label`` and ``gold`` are then those, joined. ``logprob``: nats of a free answer; ``samples``: further
-answers to the same prompt."""
+answers to the same prompt. ``pruned``: how far off the probabilities of several labels may be."""
 NEEDED = ("id", "prompt", "completion", "text", "label")
 OPTIONAL = ("item", "dimension", "labels")
 
@@ -80,8 +81,10 @@ class Answer:
     """The predicted labels, where there may be several; ``label`` is then these, joined."""
     logprob: float | None = None
     """Of a free answer: its log-likelihood in nats, over all its tokens."""
-    samples: tuple[str, ...] | None = None
-    """Further answers to the same prompt."""
+    samples: tuple[str | None, ...] | None = None
+    """Further answers to the same prompt; None for one that is not as asked for."""
+    pruned: float | None = None
+    """Of several labels: the largest share that answers left uncomputed can have together."""
 
 
 class Rows:
@@ -229,6 +232,7 @@ def _table(rows: Sequence[Row], answers: Sequence[Answer]) -> Any:
         "golds": [row.golds for row in rows],
         "logprob": [answer.logprob for answer in answers],
         "samples": [answer.samples for answer in answers],
+        "pruned": [answer.pruned for answer in answers],
     }
     return pyarrow.table(columns, schema=SCHEMA)
 

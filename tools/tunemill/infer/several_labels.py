@@ -1,0 +1,98 @@
+"""Answers of the form ``labels``: the likeliest set of up to ``max_labels`` labels.
+
+Every answer that the task allows, a sequence of different labels, has its exact log-likelihood. They
+are computed level by level: all single labels, then what goes on after those that are likely to go on,
+and so on. What is left out is bounded: a stem's probability is an upper bound of all answers that begin
+with it, and the least likely stems are left out as long as theirs together stay below the setting. So no
+probability is off by more than ``pruned``, which each answer carries.
+
+The order in which a model names labels says nothing of a text, so a set's probability is that of all
+its orders, and the predicted set is the one most likely to be exactly right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tunemill.infer.classify import Floats, Question
+from tunemill.infer.one_label import scores
+from tunemill.infer.rows import Answer
+from tunemill.infer.run import Run
+from tunemill.infer.sequences import Level, Sequences
+from tunemill.task import Task
+
+
+@dataclass
+class _Found:
+    """What is known so far of one question."""
+
+    question: Question
+    sequences: Sequences
+    beginnings: tuple[tuple[int, ...], ...] = ((),)
+    """After which the next level goes on."""
+    nats: dict[tuple[int, ...], float] = field(default_factory=dict)
+    """Log-likelihood of every answer computed."""
+    pruned: list[float] = field(default_factory=list)
+    """Log-likelihood of every stem left out."""
+
+    def take(self, level: Level, found: Floats, most_pruned: float) -> None:
+        """Add a level's scores, and choose what the next one goes on after.
+
+        ``most_pruned`` is the share of all probability left that stems may have to be left out.
+        """
+        self.nats.update(zip(level.answers, found[: len(level.answers)].tolist(), strict=True))
+        if not level.stems:
+            self.beginnings = ()
+            return
+        stems = found[len(level.answers) : level.scored]
+        highest = max(stems.max(), max(self.nats.values()))
+        shares = np.exp(stems - highest)
+        total = float(shares.sum() + np.exp(np.array([*self.nats.values(), *self.pruned]) - highest).sum())
+        ascending = np.argsort(shares, kind="stable")
+        least = ascending[np.cumsum(shares[ascending]) <= most_pruned * total]
+        self.pruned += stems[least].tolist()
+        left_out = set(least.tolist())
+        self.beginnings = tuple(
+            chosen for number, chosen in enumerate(level.answers) if number not in left_out
+        )
+
+
+def answer(run: Run, questions: Sequence[Question], _numbers: Sequence[int]) -> Iterator[Answer]:
+    """Yield the answer to each question, in order."""
+    found = [_Found(question, question.sequences) for question in questions if question.sequences]
+    each_level = run.config.max_pruned / max(1, run.task.max_labels - 1)
+    while going_on := [one for one in found if one.beginnings]:
+        levels = [one.sequences.after(one.beginnings) for one in going_on]
+        asked = [
+            Question(one.question.prompt, level.tries) for one, level in zip(going_on, levels, strict=True)
+        ]
+        for number, nats in scores(run, asked, max(level.scored for level in levels)):
+            going_on[number].take(levels[number], nats, each_level)
+    for one in found:
+        yield _likeliest(one, run.task)
+
+
+def _likeliest(found: _Found, task: Task) -> Answer:
+    """Return the likeliest set, in the order of its likeliest sequence."""
+    highest = max(found.nats.values())
+    shares = {chosen: float(np.exp(nats - highest)) for chosen, nats in found.nats.items()}
+    total = sum(shares.values())
+    sets: dict[frozenset[int], float] = {}
+    for chosen, share in shares.items():
+        sets[frozenset(chosen)] = sets.get(frozenset(chosen), 0.0) + share / total
+    best = max(sets, key=sets.__getitem__)
+    order = max((chosen for chosen in shares if frozenset(chosen) == best), key=shares.__getitem__)
+    pruned = float(np.exp(np.array(found.pruned) - highest).sum())
+    return Answer(
+        found.sequences.text(order),
+        sets[best],
+        tuple(
+            sum(share for chosen, share in sets.items() if label in chosen)
+            for label in range(len(task.labels))
+        ),
+        labels=tuple(task.labels[label] for label in order),
+        pruned=pruned / (total + pruned),
+    )
