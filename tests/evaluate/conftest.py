@@ -56,12 +56,14 @@ def write_inputs(tmp_path: Path) -> Callable[..., Path]:
         labels: Sequence[str] = tuple(SUBJECTS),
         groups: Sequence[int] | None = None,
         training: int = 30,
+        **task: Any,
     ) -> Path:
         predictions, data = tmp_path / "predictions", tmp_path / "data"
         for directory in (predictions, data):
             directory.mkdir(exist_ok=True)
         listed = json.dumps([{"name": label, "code": None} for label in labels])
         (predictions / "labels.json").write_text(listed)
+        (predictions / "task.json").write_text(json.dumps({"form": "label" if labels else "text", **task}))
         pyarrow.parquet.write_table(
             pyarrow.Table.from_pylist([dict(row) for row in rows]), predictions / "predictions.parquet"
         )

@@ -1,29 +1,52 @@
-"""What a model has to beat: always the commonest label, and TF-IDF with logistic regression.
+"""What a model has to beat: always the commonest answer, and TF-IDF with logistic regression.
 
 Both learn from the train split the model was fine-tuned on and answer the very rows it answered,
-so the figures stand side by side.
+so the figures stand side by side. Where texts are rated on several dimensions, each is learned on its own.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tunemill.errors import BadDataError
+from tunemill.evaluate.predictions import Predictions
+from tunemill.task import Task
+
+Labels = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Training:
-    """Texts with labels to learn from."""
+    """Texts with labels to learn from; equal lengths throughout."""
 
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    labels: tuple[Labels, ...] = ()
+    """One label of each text, or several."""
+    dimensions: tuple[str | None, ...] = ()
+    """What of the text the labels are about, where there is more than one thing."""
+
+    def of(self, dimension: str | None) -> Training:
+        """Return the rows about one dimension."""
+        kept = [row for row, one in enumerate(self.dimensions) if one == dimension]
+        return Training(
+            tuple(self.texts[row] for row in kept),
+            tuple(self.labels[row] for row in kept),
+            (dimension,) * len(kept),
+        )
 
 
-def read_training(data: Path) -> Training:
-    """Read the labelled rows of the train split; none when there is no such file.
+Method = Callable[[Training, Sequence[str]], Sequence[Labels] | None]
+"""Learns, and answers texts; None when there is too little to learn."""
+
+
+def read_training(data: Path, task: Task) -> Training:
+    """Read the labelled rows of the train split; none when there is no such file, or no labels.
 
     Raises:
         BadDataError: the file is damaged.
@@ -32,44 +55,104 @@ def read_training(data: Path) -> Training:
     import pyarrow.parquet
 
     path = data / "train.parquet"
-    if not path.exists():
-        return Training((), ())
+    if not task.labels or not path.exists():
+        return Training()
+    column = "labels" if task.form == "labels" else "label"
+    wanted = ["text", column, *(["dimension"] if task.dimensions else [])]
     try:
-        table = pyarrow.parquet.read_table(path, columns=["text", "label"])
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        rows = pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise BadDataError(f"train.parquet cannot be read ({reason}): run prepare again") from error
-    pairs = [
-        (text, label)
-        for text, label in zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True)
-        if text and label
-    ]
-    return Training(tuple(text for text, _ in pairs), tuple(label for _, label in pairs))
+    kept = [row for row in rows if row["text"] and row[column]]
+    return Training(
+        tuple(row["text"] for row in kept),
+        tuple((row[column],) if column == "label" else tuple(row[column]) for row in kept),
+        tuple(row.get("dimension") for row in kept),
+    )
 
 
-def majority(training: Training, rows: int) -> list[str]:
-    """Answer every row with the label most frequent in training, the first of equals by name."""
-    counts = Counter(training.labels)
-    best = min(counts, key=lambda label: (-counts[label], label))
-    return [best] * rows
+def answer(method: Method, training: Training, predictions: Predictions) -> Predictions | None:
+    """Answer the predictions' rows by a method, dimension by dimension; None where it cannot learn one.
 
-
-def tfidf(training: Training, texts: Sequence[str], max_features: int, max_rows: int) -> list[str] | None:
-    """Answer by multinomial logistic regression over TF-IDF of words and word pairs.
-
-    Returns None when the training rows do not hold two labels and any word.
+    Raises:
+        BadDataError: the train split has a label that is outside the predictions' set.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    if outside := {one for labels in training.labels for one in labels} - set(predictions.labels):
+        raise BadDataError(f"the train split has the label {min(outside)!r}, outside the predictions' set")
+    found: dict[int, Labels] = {}
+    asked = predictions.dimensions or (None,) * len(predictions)
+    for dimension in dict.fromkeys(asked):
+        rows = [row for row, one in enumerate(asked) if one == dimension]
+        given = method(training.of(dimension), [predictions.texts[row] for row in rows])
+        if given is None:
+            return None
+        found.update(zip(rows, given, strict=True))
+    sets = tuple(found[row] for row in range(len(predictions)))
+    several = predictions.task.form == "labels"
+    joined = [predictions.task.separator.join(labels) for labels in sets]
+    return predictions.answered(joined, sets if several else ())
+
+
+def majority(training: Training, texts: Sequence[str]) -> Sequence[Labels] | None:
+    """Answer every text with the labels most frequent in training, the first of equals by name."""
+    if not training.labels:
+        return None
+    counts = Counter(tuple(sorted(labels)) for labels in training.labels)
+    return [min(counts, key=lambda labels: (-counts[labels], labels))] * len(texts)
+
+
+@dataclass(frozen=True)
+class Tfidf:
+    """Logistic regression over TF-IDF of words and word pairs, as a method."""
+
+    max_features: int
+    max_rows: int
+    max_labels: int
+    """Most labels of one answer."""
+    several: bool
+    """An answer may have more than one."""
+
+    def __call__(self, training: Training, texts: Sequence[str]) -> Sequence[Labels] | None:
+        """Answer texts; None when the training rows do not hold two labels and any word."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        known, labels = training.texts[: self.max_rows], training.labels[: self.max_rows]
+        if len({one for some in labels for one in some}) < 2 or not any(map(_has_word, known)):
+            return None
+        vectorizer = TfidfVectorizer(
+            sublinear_tf=True, ngram_range=(1, 2), max_features=self.max_features, token_pattern=r"(?u)\w+"
+        )
+        rows = vectorizer.fit_transform(known), vectorizer.transform(list(texts))
+        return _several(*rows, labels, self.max_labels) if self.several else _one(*rows, labels)
+
+
+def _has_word(text: str) -> bool:
+    return any(len(word) > 1 for word in text.split())
+
+
+def _regression() -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    known = list(training.texts[:max_rows])
-    labels = list(training.labels[:max_rows])
-    if len(set(labels)) < 2 or not any(len(word) > 1 for text in known for word in text.split()):
-        return None
-    vectorizer = TfidfVectorizer(
-        sublinear_tf=True, ngram_range=(1, 2), max_features=max_features, token_pattern=r"(?u)\w+"
-    )
     # C=10: TF-IDF rows have length 1, for which scikit-learn's C=1 regularises too much
-    model = LogisticRegression(C=10, tol=1e-3, max_iter=200)
-    model.fit(vectorizer.fit_transform(known), labels)
-    return [str(label) for label in model.predict(vectorizer.transform(list(texts)))]
+    return LogisticRegression(C=10, tol=1e-3, max_iter=200)
+
+
+def _one(known: Any, asked: Any, labels: Sequence[Labels]) -> Sequence[Labels]:
+    model = _regression().fit(known, [some[0] for some in labels])
+    return [(str(label),) for label in model.predict(asked)]
+
+
+def _several(known: Any, asked: Any, labels: Sequence[Labels], most: int) -> Sequence[Labels]:
+    """Answer with every label that is likelier than not, the likeliest first; from one to ``most``."""
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    binarizer = MultiLabelBinarizer()
+    model = OneVsRestClassifier(_regression()).fit(known, binarizer.fit_transform(labels))
+    answers = []
+    for shares in model.predict_proba(asked):
+        ranked = np.argsort(-shares, kind="stable")[:most]
+        chosen = [place for rank, place in enumerate(ranked) if not rank or shares[place] > 0.5]
+        answers.append(tuple(str(binarizer.classes_[place]) for place in chosen))
+    return answers

@@ -1,12 +1,12 @@
-"""The evaluate stage: predictions in, a page and a JSON file out.
+"""The evaluate stage: predictions in, a page, tables and a JSON file out.
 
 ``judge`` is the same for predictions from elsewhere: it needs no artifact and no store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from tunemill.errors import BadDataError
-from tunemill.evaluate.answers import FreeAnswers, free_answers
-from tunemill.evaluate.baselines import Training, majority, read_training, tfidf
+from tunemill.evaluate import metrics, several
+from tunemill.evaluate.agreement import agreement
+from tunemill.evaluate.answers import free_answers
+from tunemill.evaluate.baselines import Method, Tfidf, Training, answer, majority, read_training
+from tunemill.evaluate.bootstrap import Bootstrap, Measure, clusters_of
+from tunemill.evaluate.calibration import calibration
 from tunemill.evaluate.config import EvaluateConfig
-from tunemill.evaluate.metrics import (
-    Bootstrap,
-    Classification,
-    Confusion,
-    Interval,
-    classification,
-    confusions,
-    difference,
-)
+from tunemill.evaluate.figures import Baseline, Classification, FreeAnswers, Judged, SeveralLabels
+from tunemill.evaluate.paired import compared, headlines, measures
 from tunemill.evaluate.predictions import Predictions, read_predictions
-from tunemill.files import write_json, write_text
+from tunemill.evaluate.prevalence import prevalences
+from tunemill.evaluate.ratings import ratings
 from tunemill.progress import Progress
 from tunemill.work import Facts, Input, Work
 
-
-@dataclass(frozen=True)
-class Baseline:
-    """A simple method's figures on the same rows."""
-
-    name: str
-    what: str
-    """One sentence on how it answers."""
-    accuracy: Interval
-    macro_f1: Interval
-    gain: Interval
-    """Accuracy of the judged predictions minus its own, resampled in pairs."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Everything that a report says about predictions."""
-
-    predictions: Predictions
-    figures: Classification | FreeAnswers
-    baselines: tuple[Baseline, ...]
-    remarks: tuple[str, ...]
-    """What a reader has to know about how the figures came about, one sentence each."""
-    confusions: tuple[Confusion, ...]
-    confidence: float
+Measured = Mapping[str, Measure]
 
 
 def evaluate(work: Work[EvaluateConfig]) -> Facts:
@@ -64,17 +38,16 @@ def evaluate(work: Work[EvaluateConfig]) -> Facts:
     Raises:
         BadDataError: an input is malformed, or a row cannot be judged.
     """
-    from tunemill.evaluate.report import render
+    from tunemill.evaluate.report import command_of, write
 
     data = work.inputs["data"].path
     predictions = read_predictions(work.inputs["predictions"].path)
-    training = read_training(data) if predictions.labels else Training((), ())
+    training = read_training(data, predictions.task)
     judged = judge(predictions, training, read_clusters(data, predictions), work.config, work.progress)
-    provenance = _provenance(work.inputs)
+    provenance = [_input(role, one) for role, one in sorted(work.inputs.items())]
     settings = work.config.model_dump(exclude={"quant"})
-    record = {**as_record(judged), "settings": settings, "inputs": provenance}
-    write_json(work.output / "report.json", record)
-    write_text(work.output / "report.html", render(judged, provenance, settings, work.config))
+    command = command_of(provenance, work.config)
+    write(work.output, judged, provenance, settings, command, work.config)
     return facts(judged)
 
 
@@ -84,20 +57,46 @@ def judge(
     clusters: npt.NDArray[np.intp],
     config: EvaluateConfig,
     progress: Progress,
+    corpus: Predictions | None = None,
 ) -> Judged:
-    """Compute every figure. ``clusters`` is as in ``Bootstrap``; rows alone give 0, 1, 2, …"""
+    """Compute every figure. ``clusters`` is as in ``Bootstrap``; rows alone give 0, 1, 2, …
+
+    ``corpus`` are predictions of the same task whose gold answers are not looked at: the rows that
+    prevalences are corrected for.
+    """
     bootstrap = Bootstrap(config.bootstrap_rounds, config.confidence, config.seed, clusters)
-    if not predictions.labels:
-        figures = free_answers(predictions, bootstrap)
-        return Judged(predictions, figures, (), _remarks(figures, bootstrap), (), config.confidence)
-    found = classification(predictions, bootstrap)
-    baselines, missing = _baselines(predictions, training, bootstrap, config, progress)
-    remarks = (*_remarks(found, bootstrap), *missing)
-    return Judged(predictions, found, baselines, remarks, tuple(confusions(predictions)), config.confidence)
+    form, labelled = predictions.task.form, bool(predictions.labels)
+    with progress.task("figures", 2, "parts") as task:
+        measured = measures(predictions, bootstrap)
+        figures = _figures(predictions, measured, bootstrap)
+        task.advance()
+        rated = predictions.task.ordered or predictions.task.dimensions
+        levels = ratings(predictions, bootstrap) if rated else ()
+        agreed = agreement(predictions, bootstrap) if form == "label" else None
+        calibrated = calibration(predictions, bootstrap)
+        common = prevalences(predictions, bootstrap, corpus) if labelled else None
+        task.advance()
+    baselines, missing = _baselines(predictions, training, measured, bootstrap, config, progress)
+    return Judged(
+        predictions=predictions,
+        headlines=headlines(measured, bootstrap),
+        figures=figures,
+        ratings=levels,
+        agreement=agreed,
+        calibration=calibrated,
+        prevalences=common,
+        baselines=baselines,
+        confusions=tuple(CONFUSIONS[form](predictions)) if labelled else (),
+        remarks=(*_remarks(figures, predictions, bootstrap), *missing),
+        confidence=config.confidence,
+    )
+
+
+CONFUSIONS = {"label": metrics.confusions, "labels": several.confusions}
 
 
 def read_clusters(data: Path, predictions: Predictions) -> npt.NDArray[np.intp]:
-    """Return ``(rows,)`` numbers of near-duplicate groups, each row alone where none are known.
+    """Return ``(rows,)`` numbers of near-duplicate groups, each text alone where none are known.
 
     Raises:
         BadDataError: a data file is damaged.
@@ -115,107 +114,114 @@ def read_clusters(data: Path, predictions: Predictions) -> npt.NDArray[np.intp]:
         rows = dict(zip(table["id"].to_pylist(), table["group"].to_pylist(), strict=True))
         if all(identifier in rows for identifier in predictions.ids):
             groups = rows
-    keys = [groups.get(identifier, identifier) for identifier in predictions.ids]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return np.array([numbers[key] for key in keys], dtype=np.intp)
+    alone = predictions.items or predictions.ids
+    return clusters_of([groups.get(one, item) for one, item in zip(predictions.ids, alone, strict=True)])
 
 
 def facts(judged: Judged) -> Facts:
     """Return the figures that are kept with the artifact and shown by the pipeline."""
-    figures = judged.figures
-    if isinstance(figures, FreeAnswers):
-        return {
-            "rows": figures.rows,
-            "errors": figures.errors,
-            "exact_match": figures.exact_match.value,
-            "exact_match_low": figures.exact_match.low,
-            "exact_match_high": figures.exact_match.high,
-            "token_f1": figures.token_f1.value,
-        }
-    return {
-        "rows": figures.rows,
-        "errors": figures.errors,
-        "accuracy": figures.accuracy.value,
-        "accuracy_low": figures.accuracy.low,
-        "accuracy_high": figures.accuracy.high,
-        "balanced_accuracy": figures.balanced_accuracy,
-        "macro_f1": figures.macro_f1.value,
-        **{f"{baseline.name}_accuracy": baseline.accuracy.value for baseline in judged.baselines},
-        **{f"{baseline.name}_macro_f1": baseline.macro_f1.value for baseline in judged.baselines},
-    }
+    found: Facts = {"rows": judged.figures.rows, "errors": judged.figures.errors}
+    for figure in judged.headlines:
+        found[figure.name] = figure.interval.value
+        found[f"{figure.name}_low"], found[f"{figure.name}_high"] = figure.interval.low, figure.interval.high
+    for baseline in judged.baselines:
+        found |= {f"{baseline.name}_{figure.name}": figure.interval.value for figure in baseline.figures}
+    return found
 
 
 def as_record(judged: Judged) -> dict[str, Any]:
     """Return the whole judgement as plain JSON values, rows left out."""
+    task = judged.predictions.task
     return {
-        "form": "label" if judged.predictions.labels else "text",
-        "labels": list(judged.predictions.labels),
+        "form": task.form,
+        "labels": list(task.labels),
         "confidence": judged.confidence,
+        "headlines": {one.name: asdict(one.interval) for one in judged.headlines},
         "figures": asdict(judged.figures),
+        "ratings": [asdict(rating) for rating in judged.ratings],
+        "agreement": asdict(judged.agreement) if judged.agreement else None,
+        "calibration": asdict(judged.calibration) if judged.calibration else None,
+        "prevalences": asdict(judged.prevalences) if judged.prevalences else None,
         "baselines": [asdict(baseline) for baseline in judged.baselines],
-        "confusions": [asdict(confusion) for confusion in judged.confusions],
+        "confusions": [
+            {key: value for key, value in asdict(confusion).items() if key != "rows"}
+            for confusion in judged.confusions
+        ],
         "remarks": list(judged.remarks),
     }
+
+
+def _figures(
+    predictions: Predictions, measured: Measured, bootstrap: Bootstrap
+) -> Classification | SeveralLabels | FreeAnswers:
+    if predictions.task.form == "labels":
+        return several.several_labels(predictions, measured, bootstrap)
+    if predictions.task.form == "text":
+        return free_answers(predictions, measured, bootstrap)
+    return metrics.classification(predictions, measured, bootstrap)
 
 
 def _baselines(
     predictions: Predictions,
     training: Training,
+    measured: Measured,
     bootstrap: Bootstrap,
     config: EvaluateConfig,
     progress: Progress,
 ) -> tuple[tuple[Baseline, ...], tuple[str, ...]]:
+    """Return the baselines, and of each that there is not a sentence why."""
+    if not predictions.labels:
+        return (), ()
     if not training.labels:
         return (), ("There are no baselines, because the data has no labelled train split.",)
-    answers: dict[str, tuple[str, Sequence[str] | None]] = {
-        "majority": (
-            "Always the label most frequent in the train split.",
-            majority(training, len(predictions)),
-        )
-    }
-    with progress.task("TF-IDF baseline", 1, "fits") as task:
-        answers["tfidf"] = (
-            "Logistic regression over TF-IDF of words and word pairs, learned from the train split.",
-            tfidf(training, predictions.texts, config.tfidf_max_features, config.tfidf_max_rows),
-        )
-        task.advance()
     made, missing = [], []
-    for name, (what, given) in answers.items():
-        if given is None:
-            missing.append("There is no TF-IDF baseline, because the train split holds too little to learn.")
-        elif outside := set(given) - set(predictions.labels):
-            raise BadDataError(
-                f"the train split has the label {min(outside)!r}, outside the predictions' set"
-            )
-        else:
-            made.append(_baseline(name, what, given, predictions, bootstrap))
+    with progress.task("baselines", len(BASELINES), "methods") as task:
+        for name, what in BASELINES.items():
+            given = answer(_method(name, predictions, config), training, predictions)
+            if given is None:
+                missing.append(f"There is no baseline {name}: the train split holds too little to learn.")
+            else:
+                made.append(_baseline(name, what, given, predictions, measured, bootstrap))
+            task.advance()
     return tuple(made), tuple(missing)
 
 
+BASELINES = {
+    "majority": "Always the answer most frequent in the train split.",
+    "tfidf": "Logistic regression over TF-IDF of words and word pairs, learned from the train split.",
+}
+
+
+def _method(name: str, predictions: Predictions, config: EvaluateConfig) -> Method:
+    if name == "majority":
+        return majority
+    several_labels = predictions.task.form == "labels"
+    most = predictions.task.max_labels if several_labels else 1
+    return Tfidf(config.tfidf_max_features, config.tfidf_max_rows, most, several_labels)
+
+
 def _baseline(
-    name: str, what: str, answers: Sequence[str], predictions: Predictions, bootstrap: Bootstrap
+    name: str,
+    what: str,
+    given: Predictions,
+    predictions: Predictions,
+    measured: Measured,
+    bootstrap: Bootstrap,
 ) -> Baseline:
-    count = len(predictions)
-    own = Predictions(
-        predictions.labels,
-        predictions.ids,
-        predictions.texts,
-        predictions.golds,
-        tuple(answers),
-        (None,) * count,
-        None,
-    )
-    figures = classification(own, bootstrap)
-    gain = difference(predictions.golds, predictions.answers, answers, bootstrap)
-    return Baseline(name, what, figures.accuracy, figures.macro_f1, gain)
+    own = measures(given, bootstrap)
+    paired = compared(predictions, given, (measured, own), bootstrap)
+    return Baseline(name, what, headlines(own, bootstrap), paired)
 
 
-def _remarks(figures: Classification | FreeAnswers, bootstrap: Bootstrap) -> tuple[str, ...]:
-    clusters = int(bootstrap.clusters.max()) + 1
+def _remarks(
+    figures: Classification | SeveralLabels | FreeAnswers, predictions: Predictions, bootstrap: Bootstrap
+) -> tuple[str, ...]:
+    units = "texts" if predictions.items else "rows"
+    alone = len(set(predictions.items)) if predictions.items else figures.rows
     drawn = (
-        "single rows"
-        if clusters == figures.rows
-        else f"{clusters} groups of near-duplicates instead of single rows"
+        f"single {units}"
+        if bootstrap.size == alone
+        else f"{bootstrap.size} groups of near-duplicates instead of single {units}"
     )
     remarks = [
         f"Ranges are {bootstrap.confidence:.0%} percentile intervals over {bootstrap.rounds} bootstrap "
@@ -223,14 +229,18 @@ def _remarks(figures: Classification | FreeAnswers, bootstrap: Bootstrap) -> tup
     ]
     if figures.errors:
         remarks.append(f"{figures.errors} of {figures.rows} rows have no answer; they count as wrong.")
-    if isinstance(figures, Classification):
+        if predictions.task.ordered:
+            remarks.append("Distances between levels are those of rows with an answer.")
+    if predictions.labels:
         remarks.append("Averages over classes run over the labels that occur in gold or predictions.")
     return tuple(remarks)
 
 
-def _provenance(inputs: Any) -> list[dict[str, Any]]:
-    return [_input(role, one) for role, one in sorted(inputs.items())]
-
-
 def _input(role: str, one: Input) -> dict[str, Any]:
-    return {"role": role, "reference": one.reference, "content": one.content, "facts": dict(one.facts)}
+    return {
+        "role": role,
+        "reference": one.reference,
+        "content": one.content,
+        "facts": dict(one.facts),
+        "ancestors": list(one.ancestors),
+    }

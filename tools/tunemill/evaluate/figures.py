@@ -136,7 +136,8 @@ class Rating:
     errors: int
     accuracy: Interval
     """Share of rows on which gold and prediction agree."""
-    cohen_kappa: Interval
+    cohen_kappa: Interval | None
+    """None where everything has one label, so that chance alone would agree."""
     mean_absolute_error: Interval | None
     """In levels, over rows with an answer; None unless the labels are ordered."""
     weighted_kappa: Interval | None
@@ -155,7 +156,7 @@ class Pair:
     """Rows that both coded."""
     accuracy: Interval
     """Share of them on which they agree."""
-    cohen_kappa: Interval
+    cohen_kappa: Interval | None
     weighted_kappa: Interval | None
     """With quadratic weights; None unless the labels are ordered."""
 
@@ -168,7 +169,7 @@ class Agreement:
     """``nominal`` or ``ordinal``: how alpha weighs a disagreement."""
     pairs: tuple[Pair, ...]
     """The model with gold first, then with each coder, then the coders with each other."""
-    alpha: Interval
+    alpha: Interval | None
     """Krippendorff's alpha of all of them: gold where there are no coders, and the model."""
     coders_alpha: Interval | None
     """Of the coders alone; None with fewer than two. The model cannot be asked for more than this."""

@@ -1,191 +1,158 @@
-"""Figures of merit of label predictions, by scikit-learn, with bootstrap intervals.
+"""Figures of merit of answers that are one label of a set.
 
 A row without an answer counts as wrong everywhere: it lowers recall and accuracy, and is a column of
 its own in the confusion matrix. Averages over classes run over those that occur in gold or
-predictions, as in scikit-learn.
+predictions, as in scikit-learn. Distances between levels are those of rows with an answer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure
+from tunemill.evaluate.figures import Classification, Confusion, PerClass
 from tunemill.evaluate.predictions import Predictions
 
 NO_ANSWER = "\0no answer"  # no label can be equal to it
 TOP = (2, 3, 5)
-CELLS = 1 << 22  # weights of one step of the bootstrap: 32 MB
-
-Floats = npt.NDArray[np.float64]
+LEVELS = 8  # columns that ``_distances`` adds
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A figure with the range that most bootstrap resamples fall into."""
-
-    value: float
-    low: float
-    high: float
+def counts(predictions: Predictions) -> Floats:
+    """Return ``(rows, figures)``: what ``estimates`` needs the sums of."""
+    return label_counts(places(predictions, "golds"), places(predictions, "answers"), predictions)
 
 
-@dataclass(frozen=True)
-class PerClass:
-    """One label's figures."""
-
-    label: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-    """Rows whose gold label it is."""
-    predicted: int
-    """Rows it was predicted for."""
+def places(predictions: Predictions, column: str) -> npt.NDArray[np.intp]:
+    """Return ``(rows,)`` numbers of the labels in ``golds`` or ``answers``, -1 for none."""
+    numbers: dict[str | None, int] = {label: number for number, label in enumerate(predictions.labels)}
+    return np.array([numbers.get(label, -1) for label in getattr(predictions, column)], dtype=np.intp)
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """A pair of labels that was taken for each other in one direction."""
-
-    gold: str
-    predicted: str
-    count: int
-    share: float
-    """Of the gold label's rows."""
-
-
-@dataclass(frozen=True)
-class Classification:
-    """All figures of one set of label predictions."""
-
-    rows: int
-    errors: int
-    accuracy: Interval
-    macro_f1: Interval
-    balanced_accuracy: float
-    micro_f1: float
-    weighted_f1: float
-    top: dict[int, float]
-    """k to the share of rows whose gold label is among the k most probable."""
-    per_class: tuple[PerClass, ...]
-    matrix: tuple[tuple[int, ...], ...]
-    """Gold (rows) by predicted (columns), in the labels' order; the last column: no answer."""
+def label_counts(golds: npt.NDArray[np.intp], answers: npt.NDArray[np.intp], given: Predictions) -> Floats:
+    """Return hits, golds and answers of every label, and one; of ordered ones the distances too."""
+    width = np.arange(len(given.labels))
+    gold, answer = golds[:, None] == width, answers[:, None] == width
+    columns = [gold & answer, gold, answer, np.ones((len(golds), 1))]
+    if given.task.ordered:
+        columns.append(_distances(golds, answers))
+    return np.concatenate(columns, axis=1, dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """How intervals are made: percentiles over resamples of whole clusters with replacement."""
-
-    rounds: int
-    confidence: float
-    seed: int
-    clusters: npt.NDArray[np.intp]
-    """``(rows,)`` cluster numbers from 0; rows of one cluster are drawn together."""
-
-    def interval(self, value: float, resampled: Floats) -> Interval:
-        """Put a figure between the percentiles of its ``(rounds,)`` resamples."""
-        tail = (1 - self.confidence) / 2
-        low, high = np.quantile(resampled, [tail, 1 - tail])
-        return Interval(value, float(low), float(high))
-
-    def sums(self, counted: Floats) -> Floats:
-        """Resample sums over rows: ``(rows, figures)`` to ``(rounds, figures)``."""
-        size = int(self.clusters.max()) + 1
-        by_cluster = np.zeros((size, counted.shape[1]))
-        np.add.at(by_cluster, self.clusters, counted)
-        random = np.random.default_rng(self.seed)
-        step = max(1, CELLS // size)
-        parts = []
-        for start in range(0, self.rounds, step):
-            rounds = min(step, self.rounds - start)
-            parts.append(random.multinomial(size, np.full(size, 1 / size), rounds) @ by_cluster)
-        return np.concatenate(parts)
+def estimates(sums: Floats, labels: int, ordered: bool) -> dict[str, Floats]:
+    """Compute every figure from ``(resamples, figures)`` sums of ``counts``; NaN where undefined."""
+    hits, golds, answers = (sums[:, n * labels : (n + 1) * labels] for n in range(3))
+    rows = sums[:, 3 * labels]
+    f1 = _divide(2 * hits, golds + answers)
+    agreed, chance = hits.sum(axis=1) / rows, (golds * answers).sum(axis=1) / rows**2
+    found = {
+        "accuracy": agreed,
+        "macro_f1": f1.sum(axis=1) / np.maximum((golds + answers > 0).sum(axis=1), 1),
+        "weighted_f1": (f1 * golds).sum(axis=1) / rows,
+        "balanced_accuracy": _divide(hits, golds).sum(axis=1) / np.maximum((golds > 0).sum(axis=1), 1),
+        "cohen_kappa": _divide(agreed - chance, 1 - chance, np.nan),
+    }
+    return found | (_graded(sums[:, -LEVELS:]) if ordered else {})
 
 
-def classification(predictions: Predictions, bootstrap: Bootstrap) -> Classification:
-    """Judge label predictions."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+def measures(predictions: Predictions, bootstrap: Bootstrap) -> dict[str, Measure]:
+    """Return every figure, of the rows and of their resamples."""
+    counted = counts(predictions)
+    arguments = len(predictions.labels), predictions.task.ordered
+    whole = estimates(counted.sum(axis=0, keepdims=True), *arguments)
+    resampled = estimates(bootstrap.sums(counted), *arguments)
+    return {name: Measure(float(value[0]), resampled[name]) for name, value in whole.items()}
+
+
+def classification(
+    predictions: Predictions, measured: Mapping[str, Measure], bootstrap: Bootstrap
+) -> Classification:
+    """Judge label predictions; ``measured`` is what ``measures`` returned for them."""
+    from sklearn.metrics import confusion_matrix, f1_score
 
     golds = list(predictions.golds)
     answers = [answer if answer is not None else NO_ANSWER for answer in predictions.answers]
     labels = list(predictions.labels)
-    each = precision_recall_fscore_support(golds, answers, labels=labels, zero_division=0)
-    seen = [label for label in labels if label in set(golds) | set(answers)]
-    averages = {
-        kind: precision_recall_fscore_support(golds, answers, labels=seen, average=kind, zero_division=0)[2]
-        for kind in ("micro", "macro", "weighted")
-    }
-    counts = Counter(answers)
+    seen = [label for label in labels if label in {*golds, *answers}]
     matrix = confusion_matrix(golds, answers, labels=[*labels, NO_ANSWER])[:-1]
-    accuracy, macro = _resampled(golds, answers, seen, bootstrap)
-    right = np.mean([gold == answer for gold, answer in zip(golds, answers, strict=True)])
     return Classification(
         rows=len(golds),
-        errors=counts[NO_ANSWER],
-        accuracy=bootstrap.interval(float(right), accuracy),
-        macro_f1=bootstrap.interval(float(averages["macro"]), macro),
-        balanced_accuracy=float(np.mean([each[1][labels.index(label)] for label in seen if label in golds])),
-        micro_f1=float(averages["micro"]),
-        weighted_f1=float(averages["weighted"]),
+        errors=answers.count(NO_ANSWER),
+        accuracy=bootstrap.of(measured["accuracy"]),
+        macro_f1=bootstrap.of(measured["macro_f1"]),
+        balanced_accuracy=bootstrap.of(measured["balanced_accuracy"]),
+        micro_f1=float(f1_score(golds, answers, labels=seen, average="micro", zero_division=0)),
+        weighted_f1=bootstrap.of(measured["weighted_f1"]),
         top=_top(predictions),
-        per_class=tuple(
-            PerClass(label, float(p), float(r), float(f), int(s), counts[label])
-            for label, p, r, f, s in zip(labels, *each, strict=True)
-        ),
+        per_class=_per_class(predictions, golds, answers),
         matrix=tuple(tuple(int(count) for count in row) for row in matrix),
     )
 
 
 def confusions(predictions: Predictions) -> list[Confusion]:
     """Return what was taken for what, the most frequent first, then by the labels' order."""
+    pairs: dict[tuple[str, str], list[int]] = {}
+    for row, (gold, answer) in enumerate(zip(predictions.golds, predictions.answers, strict=True)):
+        if answer is not None and gold != answer:
+            pairs.setdefault((gold, answer), []).append(row)
+    return ranked(pairs, predictions, Counter(predictions.golds))
+
+
+def ranked(
+    pairs: Mapping[tuple[str, str], list[int]], predictions: Predictions, support: Mapping[str, int]
+) -> list[Confusion]:
+    """Order pairs of gold and predicted label by how many rows they have."""
     order = {label: place for place, label in enumerate(predictions.labels)}
-    support = Counter(predictions.golds)
-    pairs = Counter(
-        (gold, answer)
-        for gold, answer in zip(predictions.golds, predictions.answers, strict=True)
-        if answer is not None and gold != answer
-    )
-    ranked = sorted(pairs, key=lambda pair: (-pairs[pair], order[pair[0]], order[pair[1]]))
+    by_count = sorted(pairs, key=lambda pair: (-len(pairs[pair]), order[pair[0]], order[pair[1]]))
     return [
-        Confusion(gold, seen, pairs[gold, seen], pairs[gold, seen] / support[gold]) for gold, seen in ranked
+        Confusion(gold, seen, len(rows), len(rows) / support[gold], tuple(rows))
+        for gold, seen in by_count
+        for rows in [pairs[gold, seen]]
     ]
 
 
-def difference(
-    golds: Sequence[str], first: Sequence[str | None], second: Sequence[str | None], bootstrap: Bootstrap
-) -> Interval:
-    """Return first minus second accuracy on the same rows, resampled in pairs."""
-    gains = np.array(
-        [float(one == gold) - float(two == gold) for gold, one, two in zip(golds, first, second, strict=True)]
+def _per_class(predictions: Predictions, golds: list[str], answers: list[str]) -> tuple[PerClass, ...]:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    labels, predicted = list(predictions.labels), Counter(answers)
+    each = precision_recall_fscore_support(golds, answers, labels=labels, zero_division=0)
+    return tuple(
+        PerClass(label, float(p), float(r), float(f), int(s), predicted[label])
+        for label, p, r, f, s in zip(labels, *each, strict=True)
     )
-    sums = bootstrap.sums(np.stack([gains, np.ones_like(gains)], axis=1))
-    return bootstrap.interval(float(gains.mean()), sums[:, 0] / sums[:, 1])
 
 
-def _resampled(
-    golds: Sequence[str], answers: Sequence[str], labels: Sequence[str], bootstrap: Bootstrap
-) -> tuple[Floats, Floats]:
-    """Return ``(rounds,)`` accuracies and macro-F1s of resamples."""
-    gold = np.array(golds)[:, None] == np.array(labels)
-    answer = np.array(answers)[:, None] == np.array(labels)
-    figures = np.concatenate([gold & answer, gold, answer, np.ones((len(golds), 1), bool)], axis=1)
-    sums = bootstrap.sums(figures.astype(np.float64))
-    width = len(labels)
-    hits, total = sums[:, :width], sums[:, width : 2 * width] + sums[:, 2 * width : 3 * width]
-    f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
-    present = np.maximum((total > 0).sum(axis=1), 1)
-    return hits.sum(axis=1) / sums[:, -1], f1.sum(axis=1) / present
+def _distances(golds: npt.NDArray[np.intp], answers: npt.NDArray[np.intp]) -> Floats:
+    """Return of rows with an answer: one, |d|, d, d², gold, answer, gold², answer², in levels."""
+    there = answers >= 0
+    gap = answers - golds
+    columns = [np.ones_like(gap), np.abs(gap), gap, gap**2, golds, answers, golds**2, answers**2]
+    return np.where(there[:, None], np.stack(columns, axis=1), 0).astype(np.float64)
+
+
+def _graded(sums: Floats) -> dict[str, Floats]:
+    """Compute mean distances, and Cohen's kappa with quadratic weights (Cohen 1968)."""
+    rows, absolute, signed, squared, gold, answer, gold2, answer2 = sums.T
+    by_chance = gold2 + answer2 - 2 * _divide(gold * answer, rows)
+    return {
+        "mean_absolute_error": _divide(absolute, rows, np.nan),
+        "bias": _divide(signed, rows, np.nan),
+        "quadratic_kappa": 1 - _divide(squared, by_chance, np.nan),
+    }
+
+
+def _divide(above: Floats, below: Floats, otherwise: float = 0.0) -> Floats:
+    return np.divide(above, below, out=np.full_like(above, otherwise), where=below > 1e-12)
 
 
 def _top(predictions: Predictions) -> dict[int, float]:
     if predictions.probabilities is None:
         return {}
-    places = {label: place for place, label in enumerate(predictions.labels)}
-    gold = np.array([places[label] for label in predictions.golds])
-    shares = predictions.probabilities
+    gold, shares = places(predictions, "golds"), predictions.probabilities
     ahead = (shares > shares[np.arange(len(gold)), gold][:, None]).sum(axis=1)
-    ahead[[answer is None for answer in predictions.answers]] = len(places)
-    return {k: float((ahead < k).mean()) for k in TOP if k < len(places)}
+    ahead[[answer is None for answer in predictions.answers]] = len(predictions.labels)
+    return {k: float((ahead < k).mean()) for k in TOP if k < len(predictions.labels)}

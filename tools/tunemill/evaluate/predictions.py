@@ -1,15 +1,13 @@
 """Predictions beside their gold answers, whoever made them.
 
-``read_predictions`` takes the artifact of ``infer``; ``read_csv`` any table that has a gold and a
-predicted column, such as a published study's. Both give the same ``Predictions``; everything after
-knows only that.
+``read_predictions`` takes the artifact of ``infer``; ``foreign.py`` any CSV file with a gold and a
+predicted column. Both give the same ``Predictions``; everything after knows only that.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +15,53 @@ import numpy as np
 import numpy.typing as npt
 
 from tunemill.errors import BadDataError
-from tunemill.task import read_labels
+from tunemill.task import Task, read_task
 
 FILE = "predictions.parquet"
 COLUMNS = ("id", "text", "label", "gold", "probabilities", "error")
+
+Sets = tuple[tuple[str, ...] | None, ...]
 
 
 @dataclass(frozen=True)
 class Predictions:
     """Rows in their order; equal lengths throughout."""
 
-    labels: tuple[str, ...]
-    """The task's set; empty for free answers."""
+    task: Task
     ids: tuple[str, ...]
     texts: tuple[str, ...]
     golds: tuple[str, ...]
+    """Where a text may have several labels, these joined."""
     answers: tuple[str | None, ...]
     """None where the row has an error."""
     errors: tuple[str | None, ...]
-    probabilities: npt.NDArray[np.float64] | None
-    """``(rows, labels)``, zeros in rows with an error; None when there are none."""
+    probabilities: npt.NDArray[np.float64] | None = None
+    """``(rows, labels)``, zeros in rows with an error; None when there are none. Each row sums to 1, but
+    where a text may have several labels it holds how likely each of them is among those."""
+    gold_sets: tuple[tuple[str, ...], ...] = ()
+    """The true labels of form ``labels``; empty for other forms."""
+    answer_sets: Sets = ()
+    """The predicted ones."""
+    items: tuple[str, ...] = ()
+    """Ids of the texts, where one has a row for each dimension; else empty."""
+    dimensions: tuple[str, ...] = ()
+    """What of the text each row is about; else empty."""
+    coders: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    """What further people answered, by their name; None where one did not."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.ids)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The task's set; empty for free answers."""
+        return self.task.labels
+
+    def answered(self, answers: Sequence[str], sets: Sets = ()) -> Predictions:
+        """Return the same rows with other answers, all of them there, and no probabilities."""
+        nothing = (None,) * len(self)
+        return replace(self, answers=tuple(answers), errors=nothing, probabilities=None, answer_sets=sets)
 
 
 def read_predictions(directory: Path) -> Predictions:
@@ -54,64 +75,18 @@ def read_predictions(directory: Path) -> Predictions:
     import pyarrow.parquet
 
     path = directory / FILE
-    labels = read_labels(directory)
+    task = read_task(directory)
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise BadDataError(f"{FILE} cannot be read ({reason}): run infer again") from error
-    if absent := [name for name in COLUMNS if name not in table.column_names]:
+    needed = (*COLUMNS, *(("labels", "golds") if task.form == "labels" else ()))
+    needed = (*needed, *(("item", "dimension") if task.dimensions else ()))
+    if absent := [name for name in needed if name not in table.column_names]:
         raise BadDataError(f"{FILE} lacks the column {absent[0]}: run infer again")
-    columns = {name: tuple(table[name].to_pylist()) for name in COLUMNS}
-    return checked(
-        Predictions(
-            labels,
-            columns["id"],
-            tuple(text or "" for text in columns["text"]),
-            columns["gold"],
-            columns["label"],
-            columns["error"],
-            _matrix(columns["probabilities"], len(labels)),
-        ),
-        FILE,
-    )
-
-
-def read_csv(
-    path: Path, gold: str, predicted: str, identifier: str | None = None, text: str | None = None
-) -> Predictions:
-    """Read a table made elsewhere; arguments after ``path`` are its column names.
-
-    The set of labels is what occurs in either column, numbers in numeric order. An empty predicted
-    field is a row without an answer.
-
-    Raises:
-        BadDataError: a column or a gold value is missing, or the file is empty.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as source:
-            rows = list(csv.DictReader(source))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadDataError(f"{path.name} cannot be read: {error}") from error
-    for column in filter(None, (gold, predicted, identifier, text)):
-        if rows and column not in rows[0]:
-            there = ", ".join(str(name) for name in rows[0])
-            raise BadDataError(f"{path.name} has no column {column}: choose from {there}")
-    answers = tuple((row[predicted] or "").strip() or None for row in rows)
-    golds = tuple((row[gold] or "").strip() for row in rows)
-    found = {*golds, *(answer for answer in answers if answer)} - {""}
-    return checked(
-        Predictions(
-            labels=tuple(sorted(found, key=_natural)),
-            ids=tuple(row[identifier] if identifier else str(n + 1) for n, row in enumerate(rows)),
-            texts=tuple(row[text] if text else "" for row in rows),
-            golds=golds,
-            answers=answers,
-            errors=tuple(None if answer else "no answer" for answer in answers),
-            probabilities=None,
-        ),
-        path.name,
-    )
+    columns = {name: tuple(table[name].to_pylist()) for name in needed}
+    return checked(_predictions(task, columns), FILE)
 
 
 def checked(predictions: Predictions, name: str) -> Predictions:
@@ -122,19 +97,76 @@ def checked(predictions: Predictions, name: str) -> Predictions:
     """
     if not len(predictions):
         raise BadDataError(f"{name} has no rows")
-    known = set(predictions.labels)
     rows = zip(predictions.ids, predictions.golds, predictions.answers, predictions.errors, strict=True)
     for identifier, gold, answer, error in rows:
         if not gold:
             raise BadDataError(f"{name}: row {identifier} has no gold answer, so it cannot be judged")
-        for what, value in (("gold", gold), ("predicted", answer)):
-            if known and value is not None and value not in known:
-                raise BadDataError(
-                    f"{name}: row {identifier} has the {what} label {value!r}, outside the set"
-                )
         if answer is None and not error:
             raise BadDataError(f"{name}: row {identifier} has neither an answer nor an error")
+    if len(set(predictions.ids)) < len(predictions):
+        twice = next(one for number, one in enumerate(predictions.ids) if one in predictions.ids[:number])
+        raise BadDataError(f"{name} has the id {twice!r} twice: give every row an id of its own")
+    for what, sets in _named(predictions).items():
+        _known(predictions, name, what, sets)
     return predictions
+
+
+def gold_sets(predictions: Predictions) -> tuple[tuple[str, ...], ...]:
+    """Return the true labels of every row, one or several; none for free answers."""
+    return predictions.gold_sets or tuple((gold,) for gold in predictions.golds)
+
+
+def answer_sets(predictions: Predictions) -> tuple[tuple[str, ...], ...]:
+    """Return the predicted labels of every row; a row without an answer has none."""
+    if predictions.answer_sets:
+        return tuple(labels or () for labels in predictions.answer_sets)
+    return tuple(() if answer is None else (answer,) for answer in predictions.answers)
+
+
+def _named(predictions: Predictions) -> dict[str, Sequence[Sequence[str]]]:
+    """Return every column of labels under what messages call it."""
+    if not predictions.labels:
+        return {}
+    coded = {
+        f"{coder}'s": [() if answer is None else (answer,) for answer in answers]
+        for coder, answers in predictions.coders.items()
+        if not predictions.gold_sets
+    }
+    return {"gold": gold_sets(predictions), "predicted": answer_sets(predictions), **coded}
+
+
+def _known(predictions: Predictions, name: str, what: str, sets: Sequence[Sequence[str]]) -> None:
+    known = set(predictions.labels)
+    for identifier, labels in zip(predictions.ids, sets, strict=True):
+        for label in labels:
+            if label not in known:
+                raise BadDataError(
+                    f"{name}: row {identifier} has the {what} label {label!r}, outside the set"
+                )
+        if len(set(labels)) < len(labels):
+            raise BadDataError(f"{name}: row {identifier} has a {what} label twice: {'; '.join(labels)}")
+
+
+def _predictions(task: Task, columns: Mapping[str, tuple[Any, ...]]) -> Predictions:
+    several = task.form == "labels"
+    return Predictions(
+        task,
+        columns["id"],
+        tuple(text or "" for text in columns["text"]),
+        columns["gold"],
+        columns["label"],
+        columns["error"],
+        _matrix(columns["probabilities"], len(task.labels)),
+        gold_sets=tuple(tuple(labels or ()) for labels in columns["golds"]) if several else (),
+        answer_sets=tuple(
+            None if answer is None else tuple(labels or ())
+            for answer, labels in zip(columns["label"], columns["labels"], strict=True)
+        )
+        if several
+        else (),
+        items=columns["item"] if task.dimensions else (),
+        dimensions=columns["dimension"] if task.dimensions else (),
+    )
 
 
 def _matrix(rows: Sequence[Sequence[float] | None], width: int) -> npt.NDArray[np.float64] | None:
@@ -144,7 +176,3 @@ def _matrix(rows: Sequence[Sequence[float] | None], width: int) -> npt.NDArray[n
     if wrong is not None:
         raise BadDataError(f"{FILE} has {wrong} probabilities in a row, the task {width} labels")
     return np.array([row or [0.0] * width for row in rows], dtype=np.float64)
-
-
-def _natural(label: str) -> tuple[Any, ...]:
-    return (0, int(label), "") if label.isdecimal() else (1, 0, label)
