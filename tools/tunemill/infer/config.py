@@ -34,6 +34,10 @@ class InferConfig(StageConfig):
         le=1 << 16,
         description="tokens computed together; decides which rows share a batch, and so the last bits",
     )
+    calibration: Literal["none", "contextual"] = Field(
+        default="none",
+        description="contextual divides labels' probabilities by those they get for inputs without content",
+    )
     max_pruned: float = Field(
         default=0.01,
         ge=0,

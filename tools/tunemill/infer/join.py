@@ -20,12 +20,12 @@ import pyarrow.parquet
 from tunemill.errors import BadDataError
 from tunemill.files import atomic_write, write_json
 from tunemill.infer.config import InferConfig, shard_role
-from tunemill.infer.result import DESCRIPTION, PREDICTIONS, RECORD, refuse_none_predicted, tally
+from tunemill.infer.result import CONTENT_FREE, DESCRIPTION, PREDICTIONS, RECORD, refuse_none_predicted, tally
 from tunemill.infer.rows import SCHEMA
 from tunemill.work import Facts, Input, Work
 
-OWN = ("shard", "rows", "errors", "cut_off", "error_reasons", "most_pruned")
-"""What of the record is each shard's own."""
+OWN = ("shard", "rows", "errors", "cut_off", "error_reasons", "most_pruned", CONTENT_FREE)
+"""What of the record is each shard's own; two machines may compute the last one's last bits differently."""
 NEEDED = ("form", "split", "labels", "llama_cpp", "config")
 
 
@@ -69,7 +69,8 @@ def join(work: Work[InferConfig]) -> Facts:
     counts = tally(_in_turn(shards))
     refuse_none_predicted(_in_turn(shards), counts)
     common = shards[0].common
-    write_json(work.output / RECORD, {**common, **counts})
+    calibration = {key: shards[0].record[key] for key in (CONTENT_FREE,) if key in shards[0].record}
+    write_json(work.output / RECORD, {**common, **counts, **calibration})
     return {**{key: common[key] for key in ("form", "split", "labels", "llama_cpp")}, **counts}
 
 

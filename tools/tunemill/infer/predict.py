@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tunemill.errors import BadDataError, ConfigurationError
 from tunemill.files import write_json
 from tunemill.ggufs import find_gguf
 from tunemill.infer import free_text, one_label, several_labels
+from tunemill.infer.calibration import calibration_of, content_free_rows
 from tunemill.infer.config import LORA, InferConfig
 from tunemill.infer.engine import Size
 from tunemill.infer.join import join
@@ -27,7 +29,7 @@ from tunemill.infer.pool import Pool
 from tunemill.infer.probe import check_loads
 from tunemill.infer.questions import Asker, Refused
 from tunemill.infer.reprove import reprove
-from tunemill.infer.result import DESCRIPTION, PREDICTIONS, RECORD, refuse_none_predicted, tally
+from tunemill.infer.result import CONTENT_FREE, DESCRIPTION, PREDICTIONS, RECORD, refuse_none_predicted, tally
 from tunemill.infer.rows import Answer, Blocks, Row, Rows
 from tunemill.infer.run import Run
 from tunemill.prompting import read_prompting
@@ -50,6 +52,7 @@ def predict(work: Work[InferConfig]) -> Facts:
         return join(work)
     config, data = work.config, work.inputs["data"].path
     wanted = read_task(data)
+    content_free = _content_free(config, wanted, data)
     rows = Rows(data, config.split, config.limit)
     path = find_gguf(work.inputs["gguf"].path)
     prompting = read_prompting(work.inputs["gguf"].path)
@@ -74,6 +77,7 @@ def predict(work: Work[InferConfig]) -> Facts:
             wanted,
         )
         hosts = reprove(work, model)
+        run = _calibrated(run, content_free)
         task.advance(before)
         for place, (number, block) in enumerate(rows.blocks(*own)):
             if place >= blocks.finished:
@@ -85,7 +89,8 @@ def predict(work: Work[InferConfig]) -> Facts:
     facts = {**_same_in_all_shards(wanted, config), **tally(blocks.tables())}
     if config.shard_count == 1:
         refuse_none_predicted(blocks.tables(), facts)
-    write_json(work.output / RECORD, {**facts, **_identity(work)})
+    calibration = {CONTENT_FREE: run.calibration.record()} if run.calibration else {}
+    write_json(work.output / RECORD, {**facts, **calibration, **_identity(work)})
     return {**facts, **hosts, "rows_per_second": round((count - before) / seconds, 1) if seconds else 0.0}
 
 
@@ -118,9 +123,38 @@ def answer_block(run: Run, rows: Sequence[Row], first: int, task: progress.Task)
     if questions:
         numbers = [first + place for place in places]
         for place, answer in zip(places, FORMS[run.task.form](run, questions, numbers), strict=True):
-            answers[place] = answer
+            answers[place] = _adjusted(run, answer, rows[place].dimension)
             task.advance(1)
     return answers
+
+
+def _adjusted(run: Run, answer: Answer, dimension: str | None) -> Answer:
+    return run.calibration.applied(answer, dimension) if run.calibration else answer
+
+
+def _content_free(config: InferConfig, wanted: Task, data: Path) -> list[Row]:
+    """Return the prompts to calibrate with; none if nothing is calibrated.
+
+    Raises:
+        ConfigurationError: answers of this form have no probabilities to calibrate.
+        BadDataError: prepare left no such prompts.
+    """
+    if config.calibration == "none":
+        return []
+    if wanted.form != "label":
+        raise ConfigurationError(
+            f"calibration=contextual is for one label of a set, and the task's answers are of the form "
+            f"{wanted.form!r}: leave it out"
+        )
+    return content_free_rows(data, wanted.dimensions)
+
+
+def _calibrated(run: Run, rows: Sequence[Row]) -> Run:
+    if not rows:
+        return run
+    with progress.Progress(quiet=True).task("calibrate") as task:
+        answers = answer_block(run, rows, 0, task)
+    return replace(run, calibration=calibration_of(run.task.labels, rows, answers))
 
 
 def _longest(config: InferConfig, model: Model) -> int:

@@ -11,6 +11,8 @@ from tunemill.errors import BadDataError
 from tunemill.work import Facts
 
 PREDICTIONS, RECORD = "predictions.parquet", "run.json"
+CONTENT_FREE = "content_free"
+"""In the record: the probabilities that answers were calibrated by."""
 DESCRIPTION = (task.FILE, task.LABELS)
 """What says how predictions are to be read, as prepare wrote it."""
 

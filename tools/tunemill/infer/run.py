@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tunemill.infer.calibration import Calibration
 from tunemill.infer.config import InferConfig
 from tunemill.infer.model import Model
 from tunemill.infer.pool import Pool
@@ -21,6 +22,8 @@ class Run:
     pool: Pool
     asker: Asker
     task: Task
+    calibration: Calibration | None = None
+    """What labels' probabilities are divided by."""
 
 
 def common_beginning(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
