@@ -1,173 +1,159 @@
-"""One self-contained HTML page: no network, light and dark, readable on a phone and on paper.
-
-Every text that comes from data is escaped by Jinja; the page has no script at all. Plots are SVG with
-a title and a description, and each has its figures in a table beside it.
-"""
+"""The report: one page for people, the same figures as JSON and CSV, and tables for a paper."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from tunemill import __version__
-from tunemill.evaluate.answers import FreeAnswers
+from tunemill.evaluate import sections
 from tunemill.evaluate.config import EvaluateConfig
-from tunemill.evaluate.metrics import Classification, Confusion, Interval
+from tunemill.evaluate.evaluate import as_record
+from tunemill.evaluate.figures import Judged
+from tunemill.evaluate.page import Block, Code, Heading, Page, Section, Tile, Words, html
+from tunemill.evaluate.tables import as_csv, latex_file, spread, written
+from tunemill.files import write_json, write_text
 
-if TYPE_CHECKING:
-    from tunemill.evaluate.evaluate import Judged
-
-TEXT_SHOWN = 280  # characters of an example text
-LABEL_SHOWN = 26  # characters of a label beside the matrix, whose full name is in the table
-MATRIX_MOST = 60  # labels; a larger matrix is unreadable, and its figures are in report.json
-ERRORS_SHOWN = 20
-NAMES = {"majority": "Majority class", "tfidf": "TF-IDF + logistic regression"}
+IN_PAPERS = ("headline", "baselines", "classes", "dimensions", "kinds", "agreement", "prevalence")
+"""Tables that report.tex holds; the others are for looking things up."""
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One line of the comparison plot; positions are percent of its width."""
-
-    name: str
-    figure: Interval
-    macro_f1: Interval | None
-    gain: Interval | None
-    ours: bool
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One field of the confusion matrix."""
-
-    row: int
-    column: int
-    count: int
-    shade: float
-    """Share of the row, 0 to 1."""
-    title: str
-
-
-@dataclass(frozen=True)
-class Example:
-    """A row that went wrong."""
-
-    id: str
-    text: str
-    probability: float | None
-
-
-def render(
+def write(
+    output: Path,
     judged: Judged,
     provenance: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
+    command: str,
     config: EvaluateConfig,
-) -> str:
-    """Return the page."""
-    figures = judged.figures
-    return str(
-        _template().render(
-            judged=judged,
-            figures=figures,
-            labelled=isinstance(figures, Classification),
-            headline=figures.accuracy if isinstance(figures, Classification) else figures.exact_match,
-            bars=_bars(judged),
-            cells=_cells(figures) if isinstance(figures, Classification) else [],
-            matrix_most=MATRIX_MOST,
-            confusions=_worst(judged, config),
-            failed=_failed(judged),
-            errors_shown=ERRORS_SHOWN,
-            provenance=provenance,
-            settings=settings,
-            command=_command(provenance, config),
-            version=__version__,
-        )
+) -> None:
+    """Write report.html, report.json, report.tex and a CSV file of each table into ``output``.
+
+    ``provenance`` has role, reference, content, facts and, where they are known, ancestors of each input.
+    """
+    page = report_page(judged, provenance, settings, command, config)
+    record = {**as_record(judged), "settings": dict(settings), "inputs": list(provenance), "command": command}
+    write_json(output / "report.json", record)
+    write_page(output, "report", page)
+
+
+def write_page(output: Path, name: str, page: Page) -> None:
+    """Write a page as ``NAME.html``, its tables as CSV files, and those that papers print as ``NAME.tex``."""
+    tables = page.tables()
+    for table in tables:
+        write_text(output / f"{table.name}.csv", as_csv(table))
+    write_text(output / f"{name}.tex", latex_file([table for table in tables if table.name in IN_PAPERS]))
+    write_text(output / f"{name}.html", html(page))
+
+
+def report_page(
+    judged: Judged,
+    provenance: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    command: str,
+    config: EvaluateConfig,
+) -> Page:
+    """Lay out what applies to these predictions."""
+    main, *others = judged.headlines
+    kind = sections.kind_of(main.name)
+    named = next((one["reference"] for one in provenance if one["role"] == "predictions"), "predictions")
+    return Page(
+        subject=f"Tunemill report · {str(named).partition('@')[0]}",
+        headline=written(kind, main.interval),
+        what=f"{main.title.lower()}, {spread(kind, main.interval)}",
+        summary=_summary(judged),
+        tiles=tuple(_tile(figure.title, sections.kind_of(figure.name), figure.interval) for figure in others),
+        sections=sections.present(
+            sections.headlines(judged),
+            sections.baselines(judged),
+            sections.classes(judged),
+            sections.confusion(judged),
+            sections.worst(judged, config),
+            sections.answers(judged),
+            sections.dimensions(judged),
+            sections.calibration(judged),
+            sections.agreement(judged),
+            sections.prevalence(judged),
+            sections.failed(judged),
+            origin(provenance, settings, command),
+        ),
     )
 
 
-def _bars(judged: Judged) -> list[Bar]:
-    figures = judged.figures
-    if isinstance(figures, FreeAnswers):
-        return [
-            Bar("Exact match", figures.exact_match, None, None, True),
-            Bar("Token F1", figures.token_f1, None, None, True),
-        ]
-    ours = Bar("These predictions", figures.accuracy, figures.macro_f1, None, True)
-    others = [Bar(NAMES[one.name], one.accuracy, one.macro_f1, one.gain, False) for one in judged.baselines]
-    return [ours, *others]
-
-
-def _cells(figures: Classification) -> list[Cell]:
-    names = [one.label for one in figures.per_class] + ["no answer"]
-    cells = []
-    for row, counts in enumerate(figures.matrix):
-        total = sum(counts)
-        for column, count in enumerate(counts):
-            if count:
-                title = f"{names[row]} → {names[column]}: {count} of {total}"
-                cells.append(Cell(row, column, count, count / total, title))
-    return cells
-
-
-def _worst(judged: Judged, config: EvaluateConfig) -> list[tuple[Confusion, list[Example]]]:
-    return [(one, _examples(judged, one, config.examples)) for one in judged.confusions[: config.confusions]]
-
-
-def _examples(judged: Judged, confusion: Confusion, most: int) -> list[Example]:
-    """Return the rows of a confusion that the model was surest of, in the data's order when unknown."""
-    given = judged.predictions
-    shares = given.probabilities
-    rows = [
-        row
-        for row, pair in enumerate(zip(given.golds, given.answers, strict=True))
-        if pair == (confusion.gold, confusion.predicted)
-    ]
-    if shares is not None:
-        rows.sort(key=lambda row: -shares[row].max())
-    return [
-        Example(
-            given.ids[row],
-            _short(given.texts[row], TEXT_SHOWN),
-            None if shares is None else float(shares[row].max()),
-        )
-        for row in rows[:most]
-    ]
-
-
-def _failed(judged: Judged) -> list[tuple[str, str]]:
-    given = judged.predictions
-    return [(identifier, error) for identifier, error in zip(given.ids, given.errors, strict=True) if error]
-
-
-def _command(provenance: Sequence[Mapping[str, Any]], config: EvaluateConfig) -> str:
-    """Return the command that makes this page again from the same artifacts."""
+def command_of(provenance: Sequence[Mapping[str, Any]], config: EvaluateConfig) -> str:
+    """Return the command that makes the report again from the same artifacts."""
     by_role = {one["role"]: one["reference"] for one in provenance}
-    run = by_role.get("predictions", "").partition("/")[0]
-    inputs = [f"--input {role}={reference}" for role, reference in by_role.items()]
+    words = ["tunemill", "evaluate", "--run", by_role.get("predictions", "").partition("/")[0]]
+    for role, reference in by_role.items():
+        words += ["--input", f"{role}={reference}"]
     defaults = EvaluateConfig().model_dump()
-    changed = [f"--set {key}={value}" for key, value in config.model_dump().items() if value != defaults[key]]
-    return " ".join([f"tunemill evaluate --run {run}", *inputs, *changed])
+    for key, value in config.model_dump().items():
+        if value != defaults[key]:
+            words += ["--set", f"{key}={value}"]
+    return shlex.join(words)
 
 
-def _short(text: str, most: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
-
-
-@lru_cache(maxsize=1)
-def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("tunemill.evaluate", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def origin(provenance: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], command: str) -> Section:
+    """Show what everything was made from, oldest first, and how it is made again."""
+    blocks: list[Block] = []
+    for one in _chain(provenance):
+        blocks += _made(one)
+    for one in provenance:
+        blocks += [
+            Heading(f"Input: {one['role']}"),
+            Code(str(one["reference"])),
+            Words(f"sha256 of its files: {one['content']}", soft=True),
+        ]
+        blocks += (
+            [Code(_listed(one["facts"]), "what the stage that made it found out")] if one.get("facts") else []
+        )
+    blocks += [Heading("Settings"), Code(_listed(settings))]
+    blocks += [Heading("To make this page again"), Code(command)]
+    blocks.append(
+        Words(
+            "All figures are in the JSON and CSV files beside this page.",
+            soft=True,
+        )
     )
-    environment.filters["share"] = lambda value: f"{value:.3f}"
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
-    environment.filters["signed"] = lambda value: f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
-    environment.filters["label"] = lambda text: _short(text, LABEL_SHOWN)
-    return environment.get_template("report.html.jinja")
+    return Section("provenance", "Where this comes from", tuple(blocks))
+
+
+def _chain(provenance: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return every ancestor once, each after what it was made from."""
+    found = {one["reference"]: one for given in provenance for one in given.get("ancestors") or ()}
+    return list(found.values())
+
+
+def _made(one: Mapping[str, Any]) -> list[Block]:
+    if one["stage"] is None:
+        return [Heading("Not in this store"), Code(str(one["reference"]))]
+    said = f"{one['kind']}, by Tunemill {one['tool_version']}, {one['finished']}"
+    said += f", in {one['image']}" if one["image"] else ""
+    said += f", llama.cpp {one['llama_cpp']}" if one["llama_cpp"] else ""
+    said += "; published against its parity check" if one["published_against_parity"] else ""
+    read = [f"{role}: {reference}" for role, reference in one["inputs"].items()]
+    blocks: list[Block] = [Heading(str(one["stage"])), Code(str(one["reference"])), Words(said, soft=True)]
+    blocks += [Code("\n".join(read), "made from")] if read else []
+    return blocks + (
+        [Code(_listed(one["settings"]), "settings that are not defaults")] if one["settings"] else []
+    )
+
+
+def _summary(judged: Judged) -> str:
+    figures, task = judged.figures, judged.predictions.task
+    said = f"{figures.rows} rows"
+    if task.labels:
+        said += f", {len(task.labels)} labels"
+    if task.dimensions:
+        said += f", {len(task.dimensions)} dimensions"
+    if figures.errors:
+        said += f"; {figures.errors} without an answer count as wrong"
+    return f"{said}."
+
+
+def _tile(title: str, kind: str, interval: Any) -> Tile:
+    return Tile(title, written(kind, interval), spread(kind, interval))
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"{key}: {value}" for key, value in sorted(values.items()))
