@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from tunemill.infer.constraints import (
+    KEYS,
+    Constraint,
+    constraint_of,
+    read_choices,
+    read_grammar,
+    read_schema,
+)
 from tunemill.work import Stage, StageConfig
 
 
@@ -49,6 +57,36 @@ class InferConfig(StageConfig):
         default=0.0, ge=0, le=10, description="spread of free answers; 0 takes the likeliest token each time"
     )
     seed: int = Field(default=42, ge=0, lt=1 << 63, description="seed of free answers above temperature 0")
+    n: int = Field(
+        default=1, ge=1, le=64, description="free answers to each prompt; several need a temperature"
+    )
+    top_k: int = Field(
+        default=0, ge=0, description="draw free answers' tokens from the likeliest so many; 0 for all"
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="draw from the likeliest tokens that make up this share together"
+    )
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="draw from tokens at least this likely, as share of the likeliest",
+    )
+    stop: tuple[str, ...] = Field(
+        default=(), description="texts before which a free answer ends; they are not part of it"
+    )
+    json_schema: dict[str, Any] | None = Field(
+        default=None, description="schema that every free answer is JSON of: itself, or the name of a file"
+    )
+    regex: str | None = Field(
+        default=None, min_length=1, description="regular expression that every free answer matches whole"
+    )
+    choices: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="the free answers there are"
+    )
+    grammar: str | None = Field(
+        default=None, description="llama.cpp's grammar (GBNF) of every free answer: itself, or a file's name"
+    )
     block_rows: int = Field(
         default=256, ge=1, le=1 << 16, description="rows saved together; a kill loses the unsaved ones"
     )
@@ -89,6 +127,38 @@ class InferConfig(StageConfig):
                 f"shard_index={self.shard_index} is none of {self.shard_count} shards: they count from 0"
             )
         return self
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+    _read_schema = field_validator("json_schema", mode="before")(read_schema)
+    _read_grammar = field_validator("grammar", mode="before")(read_grammar)
+    _read_choices = field_validator("choices", mode="before")(read_choices)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InferConfig:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(f"n={self.n} answers would be the same at temperature 0: set temperature")
+        if not all(self.stop):
+            raise ValueError("stop holds an empty text")
+        constraint = self.constraint
+        if constraint is not None:
+            if self.stop:
+                raise ValueError(
+                    f"stop and {constraint.key} exclude each other: the grammar says where to end"
+                )
+            try:
+                constraint.gbnf()
+            except ValueError as error:
+                raise ValueError(f"{constraint.key}: {error}") from error
+        return self
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What free answers are held to, if anything."""
+        return constraint_of({key: getattr(self, key) for key in KEYS})
 
     @property
     def joins(self) -> bool:
@@ -135,6 +205,7 @@ STAGE = Stage(
     kind="predictions",
     other_inputs="tunemill.infer.config:other_inputs",
     work="tunemill.infer.predict:predict",
+    check="tunemill.infer.constraints:check",
     bound_inputs=("gguf",),
     stops_itself=True,
 )

@@ -1,23 +1,75 @@
-"""Answers of the form ``text``: what the model writes."""
+"""Answers of the form ``text``: what the model writes, held to a form where one is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 
+from tunemill.errors import ConfigurationError
 from tunemill.infer import generate
 from tunemill.infer.classify import Question
+from tunemill.infer.config import InferConfig
+from tunemill.infer.constraints import KEYS, Constraint
+from tunemill.infer.generate import Continuation
+from tunemill.infer.grammar import Grammar
 from tunemill.infer.rows import Answer
 from tunemill.infer.run import Run, common_beginning
+from tunemill.task import Task
+
+ONLY_HERE = ("n", "top_k", "top_p", "min_p", "stop", *KEYS)
+"""Settings that nothing but free answers knows."""
+
+
+def refuse_idle(config: InferConfig, task: Task) -> None:
+    """Refuse settings of free answers where labels are asked for: they would change nothing.
+
+    Raises:
+        ConfigurationError: names the first.
+    """
+    if task.form == "text":
+        return
+    for key in ONLY_HERE:
+        if getattr(config, key) != InferConfig.model_fields[key].default:
+            raise ConfigurationError(f"{key} is for free answers, and this task's are labels: leave it out")
 
 
 def answer(run: Run, questions: Sequence[Question], numbers: Sequence[int]) -> Iterator[Answer]:
     """Yield the answer to each question, in order; ``numbers`` are the rows' places in the split."""
-    config = run.config
-    sampling = generate.Sampling(config.max_new_tokens, config.temperature, config.seed)
+    sampling, constraint = sampling_of(run.config), run.config.constraint
     prompts = [
         generate.Prompt(number, question.prompt) for number, question in zip(numbers, questions, strict=True)
     ]
     prefix = common_beginning([prompt.tokens for prompt in prompts])
     run.pool.share(prefix, generate.cells(prompts, sampling))
-    for found in generate.generate(run.pool, run.model, prompts, sampling):
-        yield Answer(found.text, ended=found.ended)
+    with closing(Grammar(run.model, constraint.gbnf())) if constraint else nullcontext() as grammar:
+        for found in generate.generate(run.pool, run.model, prompts, sampling, grammar):
+            yield _answer(found, constraint)
+
+
+def sampling_of(config: InferConfig) -> generate.Sampling:
+    """Return what the settings say about choosing tokens."""
+    return generate.Sampling(
+        config.max_new_tokens,
+        config.temperature,
+        config.seed,
+        config.top_k,
+        config.top_p,
+        config.min_p,
+        config.n,
+        tuple(stop.encode() for stop in config.stop),
+    )
+
+
+def _answer(found: Sequence[Continuation], constraint: Constraint | None) -> Answer:
+    """Take the first sample for the answer, and keep the others beside it."""
+    first, others = found[0], found[1:]
+    samples = tuple(_text(other, constraint) for other in others) if others else None
+    if first.error:
+        return Answer(error=first.error, samples=samples)
+    return Answer(_text(first, constraint), ended=first.ended, logprob=first.logprob, samples=samples)
+
+
+def _text(found: Continuation, constraint: Constraint | None) -> str | None:
+    if found.error:
+        return None
+    return constraint.read(found.text) if constraint else found.text.strip()

@@ -121,7 +121,17 @@ class Model:
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return what tokens spell, special ones left out; cut-off UTF-8 becomes U+FFFD."""
-        return b"".join(self._piece(token) for token in tokens).decode(errors="replace")
+        return b"".join(map(self.piece, tokens)).decode(errors="replace")
+
+    def piece(self, token: int) -> bytes:
+        """Return what one token spells, in UTF-8 that may be cut off; nothing for special ones."""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
 
     def ends_turn(self, token: int) -> bool:
         """Tell whether a token ends the answer: EOS, end of turn and their like."""
@@ -142,12 +152,3 @@ class Model:
     ) -> None:
         """Free the weights."""
         self.close()
-
-    def _piece(self, token: int) -> bytes:
-        room = 64
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
-            if count >= 0:
-                return buffer.raw[:count]
-            room = -count

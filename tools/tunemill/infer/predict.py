@@ -52,6 +52,7 @@ def predict(work: Work[InferConfig]) -> Facts:
         return join(work)
     config, data = work.config, work.inputs["data"].path
     wanted = read_task(data)
+    free_text.refuse_idle(config, wanted)
     content_free = _content_free(config, wanted, data)
     rows = Rows(data, config.split, config.limit)
     path = find_gguf(work.inputs["gguf"].path)
