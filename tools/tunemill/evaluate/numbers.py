@@ -36,7 +36,7 @@ SCALES = {
     "billions": Decimal(10) ** 9,
 }
 NUMBER = re.compile(  # over a text with single spaces, so that nothing is tried twice
-    r"(?P<open>\()? ?(?P<sign>[-+])? ?(?:us|hk|au|rm|usd|eur|gbp|rmb)? ?[$€£¥]? ?(?P<second>-)?"
+    r"(?:[$€£¥] ?)?(?P<open>\()? ?(?P<sign>[-+])? ?(?:us|hk|au|rm|usd|eur|gbp|rmb)? ?[$€£¥]? ?(?P<second>-)?"
     r"(?P<digits>\d{1,3}(?:,\d{3}){1,6}(?:\.\d{0,12})?|\d{1,20}(?:\.\d{0,12})?|\.\d{1,12})"
     r" ?(?P<inside>%)? ?(?P<close>\))? ?(?P<scale>%|[a-z]+)?\.?"
 )

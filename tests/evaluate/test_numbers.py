@@ -1,0 +1,108 @@
+"""TAT-QA's figures: what its paper says of numbers, scales, spans and lists."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tunemill.evaluate import answers
+from tunemill.evaluate.bootstrap import Bootstrap
+from tunemill.evaluate.numbers import items, kind, score
+from tunemill.evaluate.predictions import Predictions
+from tunemill.task import Task
+
+DATA = Path(os.environ.get("TUNEMILL_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+QUESTIONS = DATA / "tatqa" / "dev.json"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "exact", "f1"),
+    [
+        pytest.param("12.6 million", "$12,600,000", 1, 1, id="scale"),
+        pytest.param("12.6 million", "12.6", 0, 0, id="scale-missing"),
+        pytest.param("12.6 million", "12.6 thousand", 0, 0, id="scale-wrong"),
+        pytest.param("12.6 million", "12,600 thousand", 1, 1, id="scale-other"),
+        pytest.param("-12.6 million", "12.6 million", 0, 0, id="sign"),
+        pytest.param("-12.6", "(12.6)", 1, 1, id="parentheses"),
+        pytest.param("-12.6 million", "$(12.6) million", 1, 1, id="currency-and-parentheses"),
+        pytest.param("-12.6", "\N{MINUS SIGN}$12.60", 1, 1, id="minus-sign"),
+        pytest.param("22.22 percent", "22.22%", 1, 1, id="percent-sign"),
+        pytest.param("22.22 percent", "0.2222", 1, 1, id="percent-share"),
+        pytest.param("22.22 percent", "22.22", 0, 0, id="percent-missing"),
+        pytest.param("22.22 percent", "22.2249 %", 1, 1, id="two-decimals"),
+        pytest.param("22.22 percent", "22.23 %", 0, 0, id="third-decimal"),
+        pytest.param("12.6 million", "about 12.6 million", 0, 0, id="words-around-a-number"),
+        pytest.param("2019; 2018; 2017", "2017; 2019; 2018", 1, 1, id="any-order"),
+        pytest.param("2019; 2018", "2019", 0, 0.5, id="one-of-two"),
+        pytest.param("2019", "2019; 2018", 0, 0.5, id="one-too-many"),
+        pytest.param("73,260; 57,768 thousand", "57.768; 73.26 million", 1, 1, id="scale-of-all"),
+        pytest.param("2; 2; 3", "2; 3; 3", 0, 2 / 3, id="each-once"),
+        pytest.param("the US dollar", "US dollar.", 1, 1, id="articles"),
+        pytest.param("fixed-price type", "fixed price type", 1, 1, id="hyphen"),
+        pytest.param("cost plus type", "cost plus", 0, 0.8, id="words"),
+        pytest.param("type cost plus", "cost plus type", 0, 1, id="order-of-words"),
+        pytest.param("growth of 5 units", "growth of 6 units", 0, 0, id="number-in-words"),
+        pytest.param("net income of 1,200.0", "net income: 1200", 0, 6 / 7, id="number-spelt"),
+        pytest.param("none", "", 0, 0, id="empty"),
+        pytest.param("12345678901234567890123456", "1", 0, 0, id="no-number"),
+    ],
+)
+def test_figures_of_one_answer(gold: str, answer: str, exact: float, f1: float) -> None:
+    assert score(gold, answer) == (exact, pytest.approx(f1))
+
+
+@pytest.mark.parametrize(
+    ("gold", "found"),
+    [
+        ("-12.6 million", "number"),
+        ("$ (3)", "number"),
+        ("$ (3", "span"),
+        ("2019", "number"),
+        ("a b", "span"),
+        ("1; x", "spans"),
+    ],
+)
+def test_kinds(gold: str, found: str) -> None:
+    assert kind(gold) == found
+
+
+def test_report_has_each_kind() -> None:
+    golds = ("5 million", "red", "1; 2", "3 percent")
+    names = tuple("1234")
+    given = Predictions(
+        Task("text", answer_kind="numbers-and-spans"),
+        names,
+        names,
+        golds,
+        ("5,000 thousand", "a red car", "2; 1", None),
+        (None, None, None, "too long"),
+    )
+    bootstrap = Bootstrap(200, 0.95, 1, np.arange(4))
+    found = answers.free_answers(given, answers.measures(given, bootstrap), bootstrap)
+    assert found.exact_match.value == 0.5
+    assert found.f1.value == pytest.approx((1 + 2 / 3 + 1 + 0) / 4)
+    assert [(one.name, one.rows, one.exact_match.value) for one in found.by_kind] == [
+        ("number", 2, 0.5),
+        ("span", 1, 0),
+        ("spans", 1, 1),
+    ]
+    assert found.by_kind[1].f1.low <= 2 / 3 <= found.by_kind[1].f1.high
+
+
+@pytest.mark.skipif(not QUESTIONS.exists(), reason="set TUNEMILL_TEST_DATA to the folder of real data")
+def test_true_answers_of_the_development_set_are_right_and_their_negations_wrong() -> None:
+    from tunemill.data.tatqa import rows
+
+    found = list(rows(json.loads(QUESTIONS.read_text()), QUESTIONS.name))
+    assert [one["uid"] for one in found if score(*(one["answer_with_scale"],) * 2) != (1, 1)] == []
+    arithmetic = [one["answer_with_scale"] for one in found if one["answer_type"] == "arithmetic"]
+    assert {kind(one) for one in arithmetic} == {"number"}
+    negated = [one.removeprefix("-") if one.startswith("-") else f"-{one}" for one in arithmetic]
+    pairs = [(gold, other) for gold, other in zip(arithmetic, negated, strict=True) if items(gold)[0].number]
+    wrong = [score(*pair)[1] for pair in pairs]
+    assert len(wrong) > 700
+    assert sum(wrong) == 0

@@ -1,0 +1,105 @@
+"""Two models on the same rows: McNemar's test against scipy, paired differences of every form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from tunemill.errors import BadDataError
+from tunemill.evaluate.bootstrap import Bootstrap
+from tunemill.evaluate.metrics import measures
+from tunemill.evaluate.paired import TITLES, paired
+from tunemill.evaluate.predictions import Predictions
+from tunemill.task import Task
+
+
+def rows(answers: str, golds: str | None = None) -> Predictions:
+    names = tuple(f"row {n}" for n in range(len(answers)))
+    given = tuple(golds or "a" * len(answers))
+    return Predictions(Task("label", ("a", "b")), names, names, given, tuple(answers), (None,) * len(answers))
+
+
+def alone(count: int) -> Bootstrap:
+    return Bootstrap(2000, 0.95, 1, np.arange(count))
+
+
+# Agresti (1990), Categorical Data Analysis, table 10.1: 794 approve twice, 150 and 86 changed their minds.
+FIRST = rows("a" * (794 + 150) + "b" * (86 + 570))
+SECOND = rows("a" * 794 + "b" * 150 + "a" * 86 + "b" * 570)
+
+
+def test_counts_and_p_value_of_a_published_table() -> None:
+    found = paired(FIRST, SECOND, alone(1600))
+    assert (found.rows, found.only_first, found.only_second) == (1600, 150, 86)
+    assert found.p_value == pytest.approx(binomtest(86, 236).pvalue)
+    accuracy = found.differences[0]
+    assert (accuracy.name, accuracy.title) == ("accuracy", "Accuracy")
+    assert accuracy.interval.value == pytest.approx(64 / 1600)
+    # Agresti gives 0.06 to 0.02 for the difference, from its standard error of 0.0095
+    assert accuracy.interval.low == pytest.approx(0.04 - 1.96 * 0.0095, abs=0.002)
+    assert accuracy.interval.high == pytest.approx(0.04 + 1.96 * 0.0095, abs=0.002)
+
+
+def test_equal_answers_do_not_differ() -> None:
+    found = paired(FIRST, FIRST, alone(1600))
+    assert (found.p_value, found.only_first, found.only_second) == (1, 0, 0)
+    assert {(one.interval.low, one.interval.high) for one in found.differences} == {(0, 0)}
+
+
+def test_differences_are_those_of_the_figures_on_the_same_resamples() -> None:
+    golds = "ab" * 100
+    first, second = rows("ab" * 80 + "ba" * 20, golds), rows("ab" * 60 + "ba" * 40, golds)
+    bootstrap = alone(200)
+    found = {one.name: one.interval for one in paired(first, second, bootstrap).differences}
+    one, two = measures(first, bootstrap), measures(second, bootstrap)
+    assert found["macro_f1"].value == one["macro_f1"].value - two["macro_f1"].value
+    low = np.quantile(one["macro_f1"].resampled - two["macro_f1"].resampled, 0.025)
+    assert found["macro_f1"].low == low
+    apart = bootstrap.of(one["accuracy"]).high - bootstrap.of(two["accuracy"]).low
+    assert found["accuracy"].high < apart  # pairing narrows it
+    assert list(found) == [name for name in TITLES if name in one]
+
+
+def test_rows_may_come_in_another_order() -> None:
+    order = list(np.random.default_rng(1).permutation(1600))
+    columns = ("ids", "texts", "golds", "answers", "errors")
+    moved = replace(SECOND, **{name: tuple(getattr(SECOND, name)[n] for n in order) for name in columns})
+    assert paired(FIRST, moved, alone(1600)) == paired(FIRST, SECOND, alone(1600))
+
+
+def test_sets_are_right_as_a_whole() -> None:
+    names, task = tuple("123"), Task("labels", ("a", "b"), 2)
+    golds = (("a", "b"), ("a",), ("b",))
+    joined = ("a; b", "a", "b")
+    first = Predictions(task, names, names, joined, joined, (None,) * 3, None, golds, golds)
+    second = replace(first, answers=("b; a", "a; b", "b"), answer_sets=(("b", "a"), ("a", "b"), ("b",)))
+    found = paired(first, second, alone(3))
+    assert (found.only_first, found.only_second) == (1, 0)
+    assert [one.name for one in found.differences] == [
+        *("exact_match", "any_overlap", "jaccard", "macro_f1", "micro_f1"),
+    ]
+
+
+def test_free_answers_are_compared_too() -> None:
+    names, task = tuple("12"), Task("text", answer_kind="numbers-and-spans")
+    first = Predictions(task, names, names, ("5 million", "red"), ("$5,000,000", "red"), (None, None))
+    found = paired(first, replace(first, answers=("5", "a red car")), alone(2))
+    assert (found.only_first, found.only_second) == (2, 0)
+    assert [one.name for one in found.differences] == ["exact_match", "numeracy_f1"]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        pytest.param(rows("a"), "'row 1' is not in the second", id="fewer"),
+        pytest.param(rows("aaa"), "'row 2' is not in the first", id="more"),
+        pytest.param(rows("aa", "ab"), "row row 1 has the gold answer 'a' in one and 'b'", id="gold"),
+        pytest.param(replace(rows("aa"), task=Task("text")), "answers to different tasks", id="task"),
+    ],
+)
+def test_other_rows_are_refused(other: Predictions, message: str) -> None:
+    with pytest.raises(BadDataError, match=message):
+        paired(rows("aa"), other, alone(2))
