@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tunemill import options
+from tunemill.commands import foreign
 from tunemill.errors import UsageError
 from tunemill.group import speaks
 from tunemill.progress import Progress
@@ -90,6 +91,9 @@ def stage_command(name: str) -> click.Command:
 
             join.join_parts(join_parts, as_json)
             return
+        if table := foreign.taken(choice):
+            foreign.judge_table(table, choice, as_json)
+            return
         if reprove:
             choice["settings"] = (*choice["settings"], "reprove=true")
         recipe = resolve(Choice(**_choice(choice)), known_keys())
@@ -123,12 +127,14 @@ def stage_command(name: str) -> click.Command:
     checks = [options.check_model, options.join_parts] if name == "convert" else []
     binds = [options.requantize, options.reprove] if stage.bound_inputs else []
     several = [options.context, options.memory_budget, options.types] if name == "quantize" else []
+    tables = [foreign.options] if name == "evaluate" else []
     for option in (
         options.json,
         options.dry_run,
         *checks,
         *binds,
         *several,
+        *tables,
         *proves,
         options.inputs,
         options.store,

@@ -6,6 +6,7 @@ predicted column. Both give the same ``Predictions``; everything after knows onl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ class Predictions:
     answer_sets: Sets = ()
     """The predicted ones."""
     items: tuple[str, ...] = ()
-    """Ids of the texts, where one has a row for each dimension; else empty."""
+    """Ids of the texts, where one has several rows, as for each dimension; else empty."""
     dimensions: tuple[str, ...] = ()
     """What of the text each row is about; else empty."""
     coders: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
@@ -71,22 +72,16 @@ def read_predictions(directory: Path) -> Predictions:
         BadDataError: files are absent or malformed, a row has no gold answer, or a label is
             outside the task's set.
     """
-    import pyarrow
-    import pyarrow.parquet
+    return checked(_read(directory), FILE)
 
-    path = directory / FILE
-    task = read_task(directory)
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BadDataError(f"{FILE} cannot be read ({reason}): run infer again") from error
-    needed = (*COLUMNS, *(("labels", "golds") if task.form == "labels" else ()))
-    needed = (*needed, *(("item", "dimension") if task.dimensions else ()))
-    if absent := [name for name in needed if name not in table.column_names]:
-        raise BadDataError(f"{FILE} lacks the column {absent[0]}: run infer again")
-    columns = {name: tuple(table[name].to_pylist()) for name in needed}
-    return checked(_predictions(task, columns), FILE)
+
+def read_corpus(directory: Path) -> Predictions:
+    """Read the artifact of ``infer`` for its answers alone; whether there are gold ones does not matter.
+
+    Raises:
+        BadDataError: files are absent or malformed, or a label is outside the task's set.
+    """
+    return checked_answers(_read(directory), FILE)
 
 
 def checked(predictions: Predictions, name: str) -> Predictions:
@@ -95,19 +90,31 @@ def checked(predictions: Predictions, name: str) -> Predictions:
     Raises:
         BadDataError: there are no rows, or one cannot be judged; the message says which.
     """
-    if not len(predictions):
-        raise BadDataError(f"{name} has no rows")
-    rows = zip(predictions.ids, predictions.golds, predictions.answers, predictions.errors, strict=True)
-    for identifier, gold, answer, error in rows:
+    for identifier, gold in zip(predictions.ids, predictions.golds, strict=True):
         if not gold:
             raise BadDataError(f"{name}: row {identifier} has no gold answer, so it cannot be judged")
+    _known(predictions, name, "gold", gold_sets(predictions))
+    for coder, answers in predictions.coders.items():
+        _known(predictions, name, f"{coder}'s", [() if one is None else (one,) for one in answers])
+    return checked_answers(predictions, name)
+
+
+def checked_answers(predictions: Predictions, name: str) -> Predictions:
+    """Return the predictions if every row has an answer of the task, or says why there is none.
+
+    Raises:
+        BadDataError: there are no rows, or one is not so; the message says which.
+    """
+    if not len(predictions):
+        raise BadDataError(f"{name} has no rows")
+    rows = zip(predictions.ids, predictions.answers, predictions.errors, strict=True)
+    for identifier, answer, error in rows:
         if answer is None and not error:
             raise BadDataError(f"{name}: row {identifier} has neither an answer nor an error")
     if len(set(predictions.ids)) < len(predictions):
-        twice = next(one for number, one in enumerate(predictions.ids) if one in predictions.ids[:number])
+        twice = next(one for one, count in Counter(predictions.ids).items() if count > 1)
         raise BadDataError(f"{name} has the id {twice!r} twice: give every row an id of its own")
-    for what, sets in _named(predictions).items():
-        _known(predictions, name, what, sets)
+    _known(predictions, name, "predicted", answer_sets(predictions))
     return predictions
 
 
@@ -123,28 +130,37 @@ def answer_sets(predictions: Predictions) -> tuple[tuple[str, ...], ...]:
     return tuple(() if answer is None else (answer,) for answer in predictions.answers)
 
 
-def _named(predictions: Predictions) -> dict[str, Sequence[Sequence[str]]]:
-    """Return every column of labels under what messages call it."""
-    if not predictions.labels:
-        return {}
-    coded = {
-        f"{coder}'s": [() if answer is None else (answer,) for answer in answers]
-        for coder, answers in predictions.coders.items()
-        if not predictions.gold_sets
-    }
-    return {"gold": gold_sets(predictions), "predicted": answer_sets(predictions), **coded}
-
-
-def _known(predictions: Predictions, name: str, what: str, sets: Sequence[Sequence[str]]) -> None:
+def _known(predictions: Predictions, name: str, whose: str, sets: Sequence[Sequence[str]]) -> None:
+    """See that labels are of the task's set, each once."""
     known = set(predictions.labels)
+    if not known:
+        return
     for identifier, labels in zip(predictions.ids, sets, strict=True):
-        for label in labels:
-            if label not in known:
-                raise BadDataError(
-                    f"{name}: row {identifier} has the {what} label {label!r}, outside the set"
-                )
+        if outside := [label for label in labels if label not in known]:
+            raise BadDataError(
+                f"{name}: row {identifier} has the {whose} label {outside[0]!r}, outside the set"
+            )
         if len(set(labels)) < len(labels):
-            raise BadDataError(f"{name}: row {identifier} has a {what} label twice: {'; '.join(labels)}")
+            raise BadDataError(f"{name}: row {identifier} has a {whose} label twice: {', '.join(labels)}")
+
+
+def _read(directory: Path) -> Predictions:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = directory / FILE
+    task = read_task(directory)
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadDataError(f"{FILE} cannot be read ({reason}): run infer again") from error
+    needed = (*COLUMNS, *(("labels", "golds") if task.form == "labels" else ()))
+    needed = (*needed, *(("item", "dimension") if task.dimensions else ()))
+    if absent := [name for name in needed if name not in table.column_names]:
+        raise BadDataError(f"{FILE} lacks the column {absent[0]}: run infer again")
+    columns = {name: tuple(table[name].to_pylist()) for name in needed}
+    return _predictions(task, columns)
 
 
 def _predictions(task: Task, columns: Mapping[str, tuple[Any, ...]]) -> Predictions:
