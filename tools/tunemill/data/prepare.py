@@ -36,6 +36,8 @@ log = logging.getLogger("tunemill")
 
 WORTH_SAYING: Final = 0.05
 """Share of a prompt's tokens from which a better order is worth a warning."""
+PUNCTUATION: Final = 8
+"""Tokens that stand between a prompt's places wherever they are."""
 SAMPLE: Final = 256
 """Texts whose mean length stands for all."""
 
@@ -122,7 +124,7 @@ def _order(
     texts = [one.example.text for one in kept[:SAMPLE]]
     again = computed_again(config.prompt, labels.listed(), described(config), texts, tokenizer)
     share = again / mean
-    if share >= WORTH_SAYING:
+    if share >= WORTH_SAYING and again > PUNCTUATION:
         log.warning(
             "prepare: about %.0f of each prompt's %.0f tokens (%.0f%%) are computed again for every row at "
             "inference, because of where they stand: put what all prompts say first, then the text%s",

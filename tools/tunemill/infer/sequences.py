@@ -25,18 +25,18 @@ Chosen = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Level:
-    """What is scored at once: answers of equally many labels, and the stems of those that may go on."""
+    """What is scored at once: answers, and the stems of those that may go on."""
 
     answers: tuple[Chosen, ...]
-    stems: bool
-    """Whether the stem of each answer is scored too."""
+    beginnings: tuple[Chosen, ...]
+    """Those of the answers that have fewer labels than allowed."""
     tries: tuple[Trie, ...]
-    """The answers, then their stems, in that order."""
+    """The answers, then the beginnings' stems, in that order."""
 
     @property
     def scored(self) -> int:
         """Scores that the tries give."""
-        return len(self.answers) * (2 if self.stems else 1)
+        return len(self.answers) + len(self.beginnings)
 
 
 class Sequences:
@@ -47,7 +47,7 @@ class Sequences:
         self._text_tokens = tokens
         self._tokens = lru_cache(maxsize=None)(self._read)
         self.after = lru_cache(maxsize=REMEMBERED)(self._level)
-        """Return the level of all answers that have one label more than one of the given ones."""
+        """Return the level of all answers that are one of the given ones and one label more."""
 
     @property
     def longest(self) -> int:
@@ -62,11 +62,9 @@ class Sequences:
 
     def _level(self, beginnings: tuple[Chosen, ...]) -> Level:
         answers = tuple(longer for chosen in beginnings for longer in self._longer(chosen))
-        stems = len(answers[0]) < self._task.max_labels
-        scored = [self._tokens(chosen) for chosen in answers]
-        if stems:
-            scored += [self._stem(chosen) for chosen in answers]
-        return Level(answers, stems, build_tries(scored, MOST_SEQUENCES))
+        going_on = tuple(chosen for chosen in answers if len(chosen) < self._task.max_labels)
+        scored = [*map(self._tokens, answers), *map(self._stem, going_on)]
+        return Level(answers, going_on, build_tries(scored, MOST_SEQUENCES))
 
     def _longer(self, chosen: Chosen) -> list[Chosen]:
         return [(*chosen, label) for label in range(len(self._task.labels)) if label not in chosen]

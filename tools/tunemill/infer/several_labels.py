@@ -1,10 +1,10 @@
 """Answers of the form ``labels``: the likeliest set of up to ``max_labels`` labels.
 
-Every answer that the task allows, a sequence of different labels, has its exact log-likelihood. They
-are computed level by level: all single labels, then what goes on after those that are likely to go on,
-and so on. What is left out is bounded: a stem's probability is an upper bound of all answers that begin
-with it, and the least likely stems are left out as long as theirs together stay below the setting. So no
-probability is off by more than ``pruned``, which each answer carries.
+Every answer that the task allows, a sequence of different labels, has its exact log-likelihood. First
+all single labels are computed, then what goes on after those that are likely to go on, and so on. What is
+left out is bounded: a stem's probability is an upper bound of all answers that begin with it, so the
+likeliest stems are gone on from until the others together have at most ``max_pruned`` of the
+probability. No probability is off by more than ``pruned``, which each answer carries.
 
 The order in which a model names labels says nothing of a text, so a set's probability is that of all
 its orders, and the predicted set is the one most likely to be exactly right.
@@ -21,7 +21,7 @@ from tunemill.infer.classify import Floats, Question
 from tunemill.infer.one_label import scores
 from tunemill.infer.rows import Answer
 from tunemill.infer.run import Run
-from tunemill.infer.sequences import Level, Sequences
+from tunemill.infer.sequences import Chosen, Level, Sequences
 from tunemill.task import Task
 
 
@@ -31,46 +31,38 @@ class _Found:
 
     question: Question
     sequences: Sequences
-    beginnings: tuple[tuple[int, ...], ...] = ((),)
-    """After which the next level goes on."""
-    nats: dict[tuple[int, ...], float] = field(default_factory=dict)
+    beginnings: tuple[Chosen, ...] = ((),)
+    """What the next level goes on from."""
+    nats: dict[Chosen, float] = field(default_factory=dict)
     """Log-likelihood of every answer computed."""
-    pruned: list[float] = field(default_factory=list)
-    """Log-likelihood of every stem left out."""
+    stems: dict[Chosen, float] = field(default_factory=dict)
+    """Log-likelihood of every stem that was not gone on from."""
 
-    def take(self, level: Level, found: Floats, most_pruned: float) -> None:
-        """Add a level's scores, and choose what the next one goes on after.
-
-        ``most_pruned`` is the share of all probability left that stems may have to be left out.
-        """
-        self.nats.update(zip(level.answers, found[: len(level.answers)].tolist(), strict=True))
-        if not level.stems:
-            self.beginnings = ()
-            return
-        stems = found[len(level.answers) : level.scored]
-        highest = max(stems.max(), max(self.nats.values()))
-        shares = np.exp(stems - highest)
-        total = float(shares.sum() + np.exp(np.array([*self.nats.values(), *self.pruned]) - highest).sum())
-        ascending = np.argsort(shares, kind="stable")
-        least = ascending[np.cumsum(shares[ascending]) <= most_pruned * total]
-        self.pruned += stems[least].tolist()
-        left_out = set(least.tolist())
-        self.beginnings = tuple(
-            chosen for number, chosen in enumerate(level.answers) if number not in left_out
-        )
+    def take(self, level: Level, found: Floats, max_pruned: float) -> None:
+        """Add a level's scores, and choose after what the next one goes on."""
+        answers = len(level.answers)
+        self.nats.update(zip(level.answers, found[:answers].tolist(), strict=True))
+        self.stems.update(zip(level.beginnings, found[answers : level.scored].tolist(), strict=True))
+        ascending = sorted(self.stems, key=self.stems.__getitem__)
+        highest = max([*self.nats.values(), *self.stems.values()])
+        shares = np.exp(np.array([self.stems[chosen] for chosen in ascending]) - highest)
+        total = shares.sum() + np.exp(np.array(list(self.nats.values())) - highest).sum()
+        left_out = int((np.cumsum(shares) <= max_pruned * total).sum())
+        self.beginnings = tuple(sorted(ascending[left_out:]))
+        for chosen in self.beginnings:
+            del self.stems[chosen]
 
 
 def answer(run: Run, questions: Sequence[Question], _numbers: Sequence[int]) -> Iterator[Answer]:
     """Yield the answer to each question, in order."""
     found = [_Found(question, question.sequences) for question in questions if question.sequences]
-    each_level = run.config.max_pruned / max(1, run.task.max_labels - 1)
     while going_on := [one for one in found if one.beginnings]:
         levels = [one.sequences.after(one.beginnings) for one in going_on]
         asked = [
             Question(one.question.prompt, level.tries) for one, level in zip(going_on, levels, strict=True)
         ]
         for number, nats in scores(run, asked, max(level.scored for level in levels)):
-            going_on[number].take(levels[number], nats, each_level)
+            going_on[number].take(levels[number], nats, run.config.max_pruned)
     for one in found:
         yield _likeliest(one, run.task)
 
@@ -85,7 +77,7 @@ def _likeliest(found: _Found, task: Task) -> Answer:
         sets[frozenset(chosen)] = sets.get(frozenset(chosen), 0.0) + share / total
     best = max(sets, key=sets.__getitem__)
     order = max((chosen for chosen in shares if frozenset(chosen) == best), key=shares.__getitem__)
-    pruned = float(np.exp(np.array(found.pruned) - highest).sum())
+    pruned = float(np.exp(np.array(list(found.stems.values())) - highest).sum())
     return Answer(
         found.sequences.text(order),
         sets[best],

@@ -13,7 +13,7 @@ from typing import Any
 from tunemill.parity import hf
 from tunemill.parity.probes import Probes, Rendering, choose
 from tunemill.prompting import Prompting
-from tunemill.task import LABELS, read_labels
+from tunemill.task import FILE, read_task
 from tunemill.train import examples
 from tunemill.train.config import TrainBase
 from tunemill.work import Facts, Work
@@ -56,9 +56,10 @@ def write_reference(work: Work[TrainBase], trainer: Any, probes: Probes | None) 
 
 
 def _labels(data: Path) -> Sequence[str]:
-    """Return the names that the task allows; none where answers are free.
+    """Return the names of which an answer is one; none where answers are free or name several.
 
     Raises:
-        BadDataError: ``labels.json`` is not as prepare writes it.
+        BadDataError: the task is not as prepare writes it.
     """
-    return read_labels(data) if (data / LABELS).exists() else ()
+    task = read_task(data) if (data / FILE).exists() else None
+    return task.labels if task and task.form == "label" else ()
