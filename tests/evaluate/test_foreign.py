@@ -46,9 +46,7 @@ def test_a_text_may_have_several_labels(tmp_path: Path) -> None:
 
 def test_levels_and_dimensions(tmp_path: Path) -> None:
     rows = "t1,hope,low,high,\nt1,trust,low,low,low\nt2,hope,high,,mid\n"
-    path = table(
-        tmp_path, "text,of,true,said,ann\nt1,hope,low,high,\nt1,trust,low,low,low\nt2,hope,high,,mid\n"
-    )
+    path = table(tmp_path, f"text,of,true,said,ann\n{rows}")
     columns = Columns("true", "said", dimension="of", item="text", coders=("ann",))
     given = read_csv(path, columns, Answers(levels=("low", "mid", "high")))
     assert given.task.ordered
@@ -149,6 +147,7 @@ NAMED = ("--csv", "x", "--gold", "a", "--predicted", "b", "--output", "o")
     [
         pytest.param(["--gold", "true"], 2, "--gold goes with --csv FILE", id="no-table"),
         pytest.param(["--csv", "x.csv", "--gold", "true"], 2, "--csv needs --predicted", id="no-predicted"),
+        pytest.param([*NAMED, "--dry-run"], 2, "--dry-run is for stages", id="dry-run"),
         pytest.param(
             ["--csv", "x.csv", "--gold", "a", "--predicted", "b", "--output", "o"],
             65,

@@ -92,6 +92,8 @@ def stage_command(name: str) -> click.Command:
             join.join_parts(join_parts, as_json)
             return
         if table := foreign.taken(choice):
+            if dry_run:
+                raise UsageError("--dry-run is for stages: a table is judged at once, leave it out")
             foreign.judge_table(table, choice, as_json)
             return
         if reprove:

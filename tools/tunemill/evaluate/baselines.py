@@ -6,6 +6,7 @@ so the figures stand side by side. Where texts are rated on several dimensions, 
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -149,7 +150,9 @@ def _several(known: Any, asked: Any, labels: Sequence[Labels], most: int) -> Seq
     from sklearn.preprocessing import MultiLabelBinarizer
 
     binarizer = MultiLabelBinarizer()
-    model = OneVsRestClassifier(_regression()).fit(known, binarizer.fit_transform(labels))
+    with warnings.catch_warnings():  # a label that all rows have is answered always, which is right
+        warnings.filterwarnings("ignore", "Label .* is present in all training examples")
+        model = OneVsRestClassifier(_regression()).fit(known, binarizer.fit_transform(labels))
     answers = []
     for shares in model.predict_proba(asked):
         ranked = np.argsort(-shares, kind="stable")[:most]

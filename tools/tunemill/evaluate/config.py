@@ -27,16 +27,30 @@ class EvaluateConfig(StageConfig):
         default=20_000, ge=100, description="most training rows of the TF-IDF baseline, the first ones"
     )
     confusions: int = Field(default=8, ge=0, le=100, description="most frequent confusions shown with texts")
+    corpus: str | None = Field(
+        default=None,
+        description="predictions of all texts, a reference: how common each label is among them is corrected "
+        "for the errors seen on the judged rows",
+        json_schema_extra={"identity": False},  # the input's digest says more
+    )
     examples: int = Field(default=2, ge=0, le=20, description="example texts for each confusion shown")
 
+
+def other_inputs(config: EvaluateConfig) -> dict[str, str] | None:
+    """Return what is read where a corpus is given."""
+    return None if config.corpus is None else {**INPUTS, "corpus": config.corpus}
+
+
+INPUTS = {"predictions": "{run}/predictions-{quant}", "data": "{run}/data"}
 
 STAGE = Stage(
     name="evaluate",
     summary="Judge predictions and write the report",
     config=EvaluateConfig,
-    inputs={"predictions": "{run}/predictions-{quant}", "data": "{run}/data"},
+    inputs=INPUTS,
     output="{run}/report-{quant}",
     kind="report",
     work="tunemill.evaluate.evaluate:evaluate",
     tells_origins=True,
+    other_inputs="tunemill.evaluate.config:other_inputs",
 )

@@ -23,7 +23,7 @@ from tunemill.evaluate.calibration import calibration
 from tunemill.evaluate.config import EvaluateConfig
 from tunemill.evaluate.figures import Baseline, Classification, FreeAnswers, Judged, SeveralLabels
 from tunemill.evaluate.paired import compared, headlines, measures
-from tunemill.evaluate.predictions import Predictions, read_predictions
+from tunemill.evaluate.predictions import Predictions, read_corpus, read_predictions
 from tunemill.evaluate.prevalence import prevalences
 from tunemill.evaluate.ratings import ratings
 from tunemill.progress import Progress
@@ -43,7 +43,9 @@ def evaluate(work: Work[EvaluateConfig]) -> Facts:
     data = work.inputs["data"].path
     predictions = read_predictions(work.inputs["predictions"].path)
     training = read_training(data, predictions.task)
-    judged = judge(predictions, training, read_clusters(data, predictions), work.config, work.progress)
+    corpus = read_corpus(work.inputs["corpus"].path) if "corpus" in work.inputs else None
+    clusters = read_clusters(data, predictions)
+    judged = judge(predictions, training, clusters, work.config, work.progress, corpus)
     provenance = [_input(role, one) for role, one in sorted(work.inputs.items())]
     settings = work.config.model_dump(exclude={"quant"})
     command = command_of(provenance, work.config)
@@ -63,7 +65,12 @@ def judge(
 
     ``corpus`` are predictions of the same task whose gold answers are not looked at: the rows that
     prevalences are corrected for.
+
+    Raises:
+        BadDataError: the corpus or the training rows have other labels.
     """
+    if corpus is not None:
+        _refuse_other(corpus, predictions)
     bootstrap = Bootstrap(config.bootstrap_rounds, config.confidence, config.seed, clusters)
     form, labelled = predictions.task.form, bool(predictions.labels)
     with progress.task("figures", 2, "parts") as task:
@@ -114,8 +121,11 @@ def read_clusters(data: Path, predictions: Predictions) -> npt.NDArray[np.intp]:
         rows = dict(zip(table["id"].to_pylist(), table["group"].to_pylist(), strict=True))
         if all(identifier in rows for identifier in predictions.ids):
             groups = rows
-    alone = predictions.items or predictions.ids
-    return clusters_of([groups.get(one, item) for one, item in zip(predictions.ids, alone, strict=True)])
+    texts = predictions.items or predictions.ids
+    group_of: dict[str, int | str] = {}  # rows of one text belong together whatever their groups
+    for identifier, text in zip(predictions.ids, texts, strict=True):
+        group_of.setdefault(text, groups.get(identifier, text))
+    return clusters_of([group_of[text] for text in texts])
 
 
 def facts(judged: Judged) -> Facts:
@@ -149,6 +159,18 @@ def as_record(judged: Judged) -> dict[str, Any]:
         ],
         "remarks": list(judged.remarks),
     }
+
+
+def _refuse_other(corpus: Predictions, predictions: Predictions) -> None:
+    """Raise ``BadDataError`` where a corpus is of another task than the judged rows."""
+    here, there = (one.task for one in (predictions, corpus))
+    if (there.form, there.labels) != (here.form, here.labels):
+        raise BadDataError("the corpus was answered with other labels: take predictions of the same task")
+    if unknown := set(corpus.dimensions or (None,)) ^ set(predictions.dimensions or (None,)):
+        names = ", ".join(sorted(name or "none" for name in unknown))
+        raise BadDataError(
+            f"the corpus and the judged rows have different dimensions ({names}): give the same"
+        )
 
 
 def _figures(
