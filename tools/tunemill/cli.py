@@ -28,6 +28,8 @@ BUG = 70  # sysexits' EX_SOFTWARE
 BROKEN_PIPE = 141  # what a shell reports for a writer whose reader has gone
 COMMANDS = {
     "pipeline": ("tunemill.commands.pipeline:pipeline", "Run all stages in order, reusing what exists"),
+    "compare": ("tunemill.commands.compare:compare", "Set models side by side on the same rows"),
+    "sweep": ("tunemill.commands.sweep:sweep", "Train on more and more rows, and plot the learning curve"),
     "pull": ("tunemill.commands.pull:pull", "Fetch a finished GGUF, verified, and say how to run it"),
     "submit": (
         "tunemill.commands.submit:submit",

@@ -50,6 +50,12 @@ class Choice:
     publish_anyway: bool = False
     """A flag of its own, because whoever wants it has just read of it in an error."""
 
+    def words(self) -> list[str]:
+        """Return the options that stand for it on a command line."""
+        named = {"--model": self.model, "--task": self.task, "--run": self.run, "--recipe": self.file}
+        words = [word for option, value in named.items() if value for word in (option, value)]
+        return words + [word for setting in self.settings for word in ("--set", setting)]
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -145,7 +145,7 @@ def how_to_run(found: Found, header: GgufHeader) -> tuple[str | None, str]:
     planned = plan(found.store, load_stage("infer"), resolve(choice, known_keys()), {"gguf": reference})
     if planned.missing:
         return None, "; ".join(planned.missing.values())
-    words = [*_program(), "infer", *_names(choice), "--input", f"gguf={reference}"]
+    words = [*_program(), "infer", *choice.words(), "--input", f"gguf={reference}"]
     if planned.foreign:
         proves = {PROBES, ANSWERS} <= {file.path for file in found.artifact.files}
         words.append("--reprove" if proves else "--requantize")
@@ -199,18 +199,6 @@ def _made_elsewhere(found: Found) -> str:
         f"quantized and checked on another kind of host ({there}) than this one ({host.host_class}); "
         f"to do it here: {shlex.join([*words, '--store', found.store_url])}"
     )
-
-
-def _names(choice: Choice) -> list[str]:
-    """Return the options that stand for a choice."""
-    options_of = {
-        "--model": choice.model,
-        "--task": choice.task,
-        "--run": choice.run,
-        "--recipe": choice.file,
-    }
-    words = [word for option, value in options_of.items() if value for word in (option, value)]
-    return words + [word for setting in choice.settings for word in ("--set", setting)]
 
 
 def _program() -> list[str]:

@@ -152,7 +152,7 @@ def reliability(identifier: str, points: Sequence[Point], bins: Sequence[int]) -
         for point, count in zip(points, bins, strict=True)
     )
     dots = _line(Line("right", (), single=tuple(points)), Axis(), Axis())
-    parts = [_frame(Axis(), Axis()), diagonal, *dots]
+    parts = [_frame(Axis(), Axis()), diagonal, *dots, _heights(Axis())]
     return _drawing(identifier, "Probability and share of right answers", words, TALL + 28, parts)
 
 
@@ -161,6 +161,7 @@ def curve(identifier: str, title: str, lines: Sequence[Line], across: Axis, upwa
     parts = [_frame(across, upwards)]
     for line in lines:
         parts += _line(line, across, upwards)
+    parts.append(_heights(upwards))
     words = "; ".join(
         f"{line.name}: " + ", ".join(f"{100 * p.y:.1f} % at {across.label(p.x)}" for p in line.points)
         for line in lines
@@ -226,15 +227,20 @@ def _cell(names: Sequence[str], row: int, column: int, count: int, total: int) -
 
 
 def _frame(across: Axis, upwards: Axis) -> Markup:
-    drawn = [_grid(across, TOP + TALL)]
-    for tick in upwards.ticks:
-        height = _y(upwards, tick)
-        drawn.append(
-            _element("line", x1=f"{LEFT}%", x2=f"{LEFT + WIDTH}%", y1=height, y2=height, class_="grid")
-        )
-        if tick != upwards.ticks[0]:
-            drawn.append(_element("text", upwards.label(tick), x="1.5%", y=height + 13, class_="faint"))
-    return Markup("").join(drawn)
+    heights = (_y(upwards, tick) for tick in upwards.ticks)
+    lines = (
+        _element("line", x1=f"{LEFT}%", x2=f"{LEFT + WIDTH}%", y1=height, y2=height, class_="grid")
+        for height in heights
+    )
+    return _grid(across, TOP + TALL) + Markup("").join(lines)
+
+
+def _heights(upwards: Axis) -> Markup:
+    """Return what stands at the ticks upwards, to be drawn last: curves may pass under it."""
+    return Markup("").join(
+        _element("text", upwards.label(tick), x="1.5%", y=_y(upwards, tick) + 13, class_="over")
+        for tick in upwards.ticks[1:]
+    )
 
 
 def _line(line: Line, across: Axis, upwards: Axis) -> list[Markup]:

@@ -11,12 +11,15 @@ from tunemill.evaluate import sections
 from tunemill.evaluate.config import EvaluateConfig
 from tunemill.evaluate.evaluate import as_record
 from tunemill.evaluate.figures import Judged
-from tunemill.evaluate.page import Block, Code, Heading, Page, Section, Tile, Words, html
-from tunemill.evaluate.tables import as_csv, latex_file, spread, written
+from tunemill.evaluate.page import Block, Code, Heading, Listing, Page, Section, Tile, Words, html
+from tunemill.evaluate.tables import NAME, REFERENCE, Column, Table, as_csv, latex_file, spread, written
 from tunemill.files import write_json, write_text
 
-IN_PAPERS = ("headline", "baselines", "classes", "dimensions", "kinds", "agreement", "prevalence")
-"""Tables that report.tex holds; the others are for looking things up."""
+IN_PAPERS = (
+    *("headline", "baselines", "classes", "dimensions", "kinds", "agreement", "prevalence"),
+    *("models", "differences", "f1", "learning-curve"),
+)
+"""Tables that the LaTeX file holds; the others are for looking things up."""
 
 
 def write(
@@ -95,27 +98,36 @@ def command_of(provenance: Sequence[Mapping[str, Any]], config: EvaluateConfig) 
 
 def origin(provenance: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], command: str) -> Section:
     """Show what everything was made from, oldest first, and how it is made again."""
+    chain = _chain(provenance)
     blocks: list[Block] = []
-    for one in _chain(provenance):
-        blocks += _made(one)
+    if chain:
+        blocks.append(Listing(Table("provenance", CHAIN, ANCESTOR, tuple(map(_ancestor, chain)))))
+    for one in chain:
+        if one.get("settings"):
+            blocks.append(Code(_listed(one["settings"]), f"what was set for {one['stage']}, {_name(one)}"))
+    inputs = tuple((one["role"], one["reference"], one["content"]) for one in provenance)
+    blocks.append(Listing(Table("inputs", "What was judged; sha256 is over the files alone.", INPUT, inputs)))
     for one in provenance:
-        blocks += [
-            Heading(f"Input: {one['role']}"),
-            Code(str(one["reference"])),
-            Words(f"sha256 of its files: {one['content']}", soft=True),
-        ]
-        blocks += (
-            [Code(_listed(one["facts"]), "what the stage that made it found out")] if one.get("facts") else []
-        )
-    blocks += [Heading("Settings"), Code(_listed(settings))]
+        if one.get("facts"):
+            blocks.append(Code(_listed(one["facts"]), f"what was found out while {_name(one)} was made"))
+    blocks += [Code(_listed(settings), "settings of this report")] if settings else []
     blocks += [Heading("To make this page again"), Code(command)]
-    blocks.append(
-        Words(
-            "All figures are in the JSON and CSV files beside this page.",
-            soft=True,
-        )
-    )
+    blocks.append(Words("All figures are in the JSON and CSV files beside this page.", soft=True))
     return Section("provenance", "Where this comes from", tuple(blocks))
+
+
+CHAIN = "Every artifact on the way, oldest first, with the digest of its manifest."
+ANCESTOR = (
+    Column("stage", "Stage", NAME),
+    Column("reference", "Artifact", REFERENCE),
+    Column("made", "Made", NAME),
+    Column("image", "Image", REFERENCE),
+)
+INPUT = (
+    Column("role", "Input", NAME),
+    Column("reference", "Artifact", REFERENCE),
+    Column("content", "sha256", REFERENCE),
+)
 
 
 def _chain(provenance: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -124,19 +136,17 @@ def _chain(provenance: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(found.values())
 
 
-def _made(one: Mapping[str, Any]) -> list[Block]:
+def _ancestor(one: Mapping[str, Any]) -> tuple[Any, ...]:
     if one["stage"] is None:
-        return [Heading("Not in this store"), Code(str(one["reference"]))]
-    said = f"{one['kind']}, by Tunemill {one['tool_version']}, {one['finished']}"
-    said += f", in {one['image']}" if one["image"] else ""
-    said += f", llama.cpp {one['llama_cpp']}" if one["llama_cpp"] else ""
-    said += "; published against its parity check" if one["published_against_parity"] else ""
-    read = [f"{role}: {reference}" for role, reference in one["inputs"].items()]
-    blocks: list[Block] = [Heading(str(one["stage"])), Code(str(one["reference"])), Words(said, soft=True)]
-    blocks += [Code("\n".join(read), "made from")] if read else []
-    return blocks + (
-        [Code(_listed(one["settings"]), "settings that are not defaults")] if one["settings"] else []
-    )
+        return "not in this store", one["reference"], None, None
+    made = f"Tunemill {one['tool_version']}, {one['finished']}"
+    made += f", llama.cpp {one['llama_cpp']}" if one["llama_cpp"] else ""
+    made += "; published against its parity check" if one["published_against_parity"] else ""
+    return one["stage"], one["reference"], made, one["image"]
+
+
+def _name(one: Mapping[str, Any]) -> str:
+    return str(one["reference"]).partition("@")[0]
 
 
 def _summary(judged: Judged) -> str:

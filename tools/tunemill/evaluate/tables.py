@@ -14,7 +14,8 @@ from typing import Any
 from tunemill.evaluate.figures import Interval
 
 NONE = "\N{EN DASH}"
-PERCENT, SHARE, POINTS, COUNT, NAME, NUMBER = "percent", "share", "points", "count", "name", "number"
+PERCENT, SHARE, POINTS, COUNT, NUMBER = "percent", "share", "points", "count", "number"
+NAME, REFERENCE = "name", "reference"
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -34,7 +35,8 @@ class Column:
     """In the CSV file; an interval's ends get ``_low`` and ``_high``."""
     title: str
     kind: str
-    """name, count, percent (of a share), share (three decimals), points (signed hundredths) or number."""
+    """name, reference (which may break anywhere), count, percent (of a share), share (three decimals), points
+    (signed hundredths) or number."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def as_csv(table: Table) -> str:
 
 def as_latex(table: Table) -> str:
     """Return a ``table`` environment for the package booktabs, every text of it escaped."""
-    columns = "".join("l" if column.kind == NAME else "r" for column in table.columns)
+    columns = "".join("l" if column.kind in (NAME, REFERENCE) else "r" for column in table.columns)
     titles = " & ".join(escaped(column.title) for column in table.columns)
     lines = [" & ".join(map(_latex_cell, table.columns, row)) + r" \\" for row in table.rows]
     return "\n".join(
