@@ -20,6 +20,7 @@ TOP = 8  # pixels
 SIDE = 26  # pixels of a cell of the matrix
 GUTTER = 200  # pixels of the matrix's names
 TALL = 260  # pixels of a plot with two axes
+HEAD = 3  # characters of a name that can stand above a column
 SHORTENED = 26  # characters of a name beside the matrix
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -125,12 +126,12 @@ def matrix(
     ``counts`` has one column more than rows, of rows without an answer; it is drawn if ``unanswered``.
     """
     columns = len(names) + unanswered
+    heads = list(names) if max(map(len, names)) <= HEAD else [f"{number}" for number in range(1, columns + 1)]
     parts = []
-    for number, name in enumerate(names):
-        place = GUTTER + SIDE * number
-        label = escape(_short(name)) + _element("tspan", f" {number + 1}", class_="faint")
+    for number, (name, head) in enumerate(zip(names, heads, strict=False)):
+        label = _short(name) if name == head else _short(name) + _element("tspan", f" {head}", class_="faint")
         parts.append(_element("text", label, x=GUTTER - 6, y=24 + SIDE * number + 17, text_anchor="end"))
-        parts.append(_text(f"{number + 1}", place + SIDE / 2, 16, "faint"))
+        parts.append(_text(head, GUTTER + SIDE * number + SIDE / 2, 16, "faint"))
     if unanswered:
         parts.append(_text("none", GUTTER + SIDE * len(names) + SIDE / 2, 16, "faint"))
     parts += [
@@ -303,8 +304,8 @@ def _in_words(mark: Mark) -> str:
     return f"{100 * mark.value:.1f} %{spread}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= SHORTENED else name[: SHORTENED - 1].rstrip() + "…"
+def _short(name: str) -> Markup:
+    return escape(name if len(name) <= SHORTENED else name[: SHORTENED - 1].rstrip() + "…")
 
 
 def _drawing(

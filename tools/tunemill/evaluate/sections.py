@@ -166,10 +166,10 @@ def confusion(judged: Judged) -> Section | None:
         names,
         figures.matrix,
         figures.errors > 0,
-        "Rows are gold labels, columns predicted ones, numbered alike; stronger colour is a larger share of "
-        f"the row. Most frequent confusion: {most}.",
+        "Rows are gold labels, columns predicted ones in the same order; stronger colour is a larger share "
+        f"of the row. Most frequent confusion: {most}.",
     )
-    caption = "Rows: gold. Columns: predicted, by the same numbers"
+    caption = "Rows: gold. Columns: predicted, in the same order"
     caption += "; the last column: no answer. " if figures.errors else ". "
     caption += "Stronger colour: a larger share of the row."
     legend = (("ours", "right"), ("wrong", "wrong"))
