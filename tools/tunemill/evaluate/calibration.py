@@ -72,10 +72,10 @@ def _bins(given: Floats, right: Flags, numbers: npt.NDArray[np.int64], confidenc
 
 
 def _wilson(hits: int, count: int, confidence: float) -> Interval:
-    from statsmodels.stats.proportion import proportion_confint
+    from scipy.stats import binomtest
 
-    low, high = proportion_confint(hits, count, alpha=1 - confidence, method="wilson")
-    return Interval(hits / count, float(low), float(high))
+    found = binomtest(hits, count).proportion_ci(confidence, method="wilson")
+    return Interval(hits / count, float(found.low), float(found.high))
 
 
 def _losses(predictions: Predictions, shares: Floats, there: Flags) -> tuple[float, float | None]:

@@ -74,6 +74,7 @@ def compared(
 ) -> Paired:
     """Compare two predictions of the same rows in the same order, whose figures are known."""
     one, two = right(first), right(second)
+    only_first, only_second = int((one & ~two).sum()), int((two & ~one).sum())
     gains = {
         name: Measure(own.value - other.value, own.resampled - other.resampled)
         for name, own in measured[0].items()
@@ -83,9 +84,9 @@ def compared(
     return Paired(
         rows=len(first),
         differences=headlines(gains, bootstrap),
-        only_first=int((one & ~two).sum()),
-        only_second=int((two & ~one).sum()),
-        p_value=_mcnemar(one, two),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=_mcnemar(only_first, only_second),
     )
 
 
@@ -103,11 +104,11 @@ def right(predictions: Predictions) -> npt.NDArray[np.bool_]:
     return same
 
 
-def _mcnemar(one: npt.NDArray[np.bool_], two: npt.NDArray[np.bool_]) -> float:
-    from statsmodels.stats.contingency_tables import mcnemar
+def _mcnemar(only_first: int, only_second: int) -> float:
+    from scipy.stats import binomtest
 
-    table = [[int((a & b).sum()) for b in (two, ~two)] for a in (one, ~one)]
-    return float(mcnemar(table, exact=True).pvalue)
+    apart = only_first + only_second
+    return float(binomtest(only_first, apart).pvalue) if apart else 1.0
 
 
 def in_order(first: Predictions, second: Predictions) -> Predictions:
