@@ -89,6 +89,15 @@ class TestSeveralLabels:
             "Law": 40, "Physics": 30, "Medicine, Health": 10,
         }  # fmt: skip
 
+    def test_a_saved_dataset_has_lists_of_numbers(self, prepared: Prepared, tmp_path: Path) -> None:
+        from datasets import ClassLabel, Dataset, Features, List, Value
+
+        features = Features({"text": Value("string"), "labels": List(ClassLabel(names=["calm", "joy"]))})
+        columns = {"text": [f"number {n} of it" for n in range(9)], "labels": [[1], [1, 0], [0]] * 3}
+        Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "saved"))
+        output, _ = prepared(dataset_name=str(tmp_path / "saved"), max_labels=2)
+        assert Counter(row["completion"] for row in read(output)) == {"joy": 3, "joy; calm": 3, "calm": 3}
+
     def test_labels_are_found_in_the_data(self, prepared: Prepared, write: Callable[..., str]) -> None:
         rows = [{"text": f"number {n}", "labels": "b|a" if n % 2 else "c"} for n in range(20)]
         output, _ = prepared(dataset_name=write(rows), max_labels=2, label_separator="|")

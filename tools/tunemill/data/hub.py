@@ -180,15 +180,24 @@ def _dataset_rows(data: Any, config: PrepareConfig) -> list[Row]:
 
 def _rows_of(data: Any, name: str, split: str | None) -> list[Row]:
     names = {
-        column: feature.names for column, feature in data.features.items() if hasattr(feature, "int2str")
+        column: inner.names
+        for column, feature in data.features.items()
+        if hasattr(inner := getattr(feature, "feature", feature), "int2str")  # of a list, what it holds
     }
     rows = []
     for number, values in enumerate(data, 1):
-        for column, labels in names.items():
-            if isinstance(values.get(column), int):  # -1 stands for a label that is withheld
-                values[column] = labels[values[column]] if values[column] >= 0 else None
+        values |= {column: _named(values.get(column), labels) for column, labels in names.items()}
         rows.append(Row(f"{name} row {number}", f"{name}-{number}", values, split))
     return rows
+
+
+def _named(value: Any, labels: Sequence[str]) -> Any:
+    """Return the name of a label that is stored as its number, or those of a list; -1 is a withheld one."""
+    if isinstance(value, list):
+        return [_named(one, labels) for one in value]
+    if not isinstance(value, int):
+        return value
+    return labels[value] if value >= 0 else None
 
 
 @contextmanager
