@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure
+from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure, ratio
 from tunemill.evaluate.figures import Agreement, Interval, Pair
 from tunemill.evaluate.metrics import estimates, label_counts, places
 from tunemill.evaluate.predictions import Predictions
@@ -58,10 +58,7 @@ def alphas(sums: Floats, labels: int, level: str) -> Floats:
         distances = _ordinal(marginals)
         observed = (matrices * distances).sum(axis=(1, 2))
         expected = np.einsum("rc,rk,rck->r", marginals, marginals, distances)
-    ratio = np.divide(
-        observed * (pairable - 1), expected, out=np.full_like(expected, np.nan), where=expected > 1e-12
-    )
-    found: Floats = 1 - ratio
+    found: Floats = 1 - ratio(observed * (pairable - 1), expected)
     return found
 
 
@@ -115,11 +112,13 @@ def _coded(predictions: Predictions) -> dict[str, Codes]:
 def _pairs(
     predictions: Predictions, main: Mapping[str, Codes], coders: Mapping[str, Codes], bootstrap: Bootstrap
 ) -> Iterator[Pair]:
-    yield _pair(predictions, (MODEL, GOLD), (main[MODEL], main[GOLD]), bootstrap)
-    for name, codes in coders.items():
-        yield _pair(predictions, (MODEL, name), (main[MODEL], codes), bootstrap)
-    for (first, one), (second, two) in combinations(coders.items(), 2):
-        yield _pair(predictions, (first, second), (one, two), bootstrap)
+    """Yield every pair that has coded a row in common."""
+    everyone = {**main, **coders}
+    names = [(MODEL, other) for other in (GOLD, *coders)] + list(combinations(coders, 2))
+    for first, second in names:
+        codes = everyone[first], everyone[second]
+        if ((codes[0] >= 0) & (codes[1] >= 0)).any():
+            yield _pair(predictions, (first, second), codes, bootstrap)
 
 
 def _pair(
@@ -129,9 +128,8 @@ def _pair(
     both = (codes[0] >= 0) & (codes[1] >= 0)
     counted = label_counts(codes[1], codes[0], predictions) * both[:, None]
     arguments = len(predictions.labels), predictions.task.ordered
-    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may hold no row that both coded
-        resampled = estimates(bootstrap.sums(counted), *arguments)
-        whole = estimates(counted.sum(axis=0, keepdims=True), *arguments)
+    resampled = estimates(bootstrap.sums(counted), *arguments)
+    whole = estimates(counted.sum(axis=0, keepdims=True), *arguments)
     measured = {name: Measure(float(value[0]), resampled[name]) for name, value in whole.items()}
     return Pair(
         *names,

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tunemill.evaluate import numbers
-from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure
+from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure, ratio
 from tunemill.evaluate.figures import AnswerKind, FreeAnswers
 from tunemill.evaluate.predictions import Predictions
 
@@ -92,8 +92,7 @@ def _by_kind(predictions: Predictions, bootstrap: Bootstrap) -> tuple[AnswerKind
     blocks = np.array([there.index(kind) for kind in kinds], dtype=np.intp)
     counted = np.concatenate([scores(predictions), np.ones((len(kinds), 1))], axis=1)
     whole, drawn = bootstrap.blocks(counted, blocks, len(there))
-    with np.errstate(invalid="ignore"):  # a resample may hold none of a rare kind
-        means, resampled = whole[:, :2] / whole[:, 2:], drawn[..., :2] / drawn[..., 2:]
+    means, resampled = ratio(whole[:, :2], whole[:, 2:]), ratio(drawn[..., :2], drawn[..., 2:])
     return tuple(
         AnswerKind(
             kind,

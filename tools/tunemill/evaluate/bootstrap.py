@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tunemill.evaluate.figures import Interval
 
+NOTHING = 1e-12  # what rounding may leave of a sum that is 0
 CELLS = 1 << 22  # weights of one step of the bootstrap: 32 MB
 
 Floats = npt.NDArray[np.float64]
@@ -90,6 +91,14 @@ class Bootstrap:
             # Drawn one by one: ten times as fast as numpy's multinomial with as many categories as draws.
             taken = random.integers(0, size, (rounds, size)) + size * np.arange(rounds)[:, None]
             yield np.bincount(taken.ravel(), minlength=rounds * size).reshape(rounds, size)
+
+
+def ratio(above: Floats, below: Floats, otherwise: float = np.nan) -> Floats:
+    """Divide where there is something to divide by; a resample may hold none of a rare kind of row."""
+    above, below = np.broadcast_arrays(above, below)
+    found = np.full(above.shape, otherwise, dtype=np.float64)
+    np.divide(above, below, out=found, where=below > NOTHING)
+    return found
 
 
 def clusters_of(keys: Sequence[Hashable]) -> npt.NDArray[np.intp]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tunemill.evaluate.bootstrap import Bootstrap, Floats
+from tunemill.evaluate.bootstrap import Bootstrap, Floats, ratio
 from tunemill.evaluate.figures import Bin, Calibration, Interval
 from tunemill.evaluate.metrics import places
 from tunemill.evaluate.predictions import Predictions
@@ -34,7 +34,7 @@ def calibration(predictions: Predictions, bootstrap: Bootstrap) -> Calibration |
     points = there.sum() * given.shape[1]
     value = float(np.abs(gaps.sum(axis=0)).sum() / points)
     sums = bootstrap.sums(np.concatenate([gaps, there[:, None] * given.shape[1]], axis=1, dtype=np.float64))
-    resampled = np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]
+    resampled = ratio(np.abs(sums[:, :-1]).sum(axis=1), sums[:, -1])
     brier, loss = _losses(predictions, shares, there)
     return Calibration(
         what="label" if several else "answer",

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure
+from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure, ratio
 from tunemill.evaluate.figures import Classification, Confusion, PerClass
 from tunemill.evaluate.predictions import Predictions
 
@@ -47,14 +47,14 @@ def estimates(sums: Floats, labels: int, ordered: bool) -> dict[str, Floats]:
     """Compute every figure from ``(resamples, figures)`` sums of ``counts``; NaN where undefined."""
     hits, golds, answers = (sums[:, n * labels : (n + 1) * labels] for n in range(3))
     rows = sums[:, 3 * labels]
-    f1 = _divide(2 * hits, golds + answers)
-    agreed, chance = hits.sum(axis=1) / rows, (golds * answers).sum(axis=1) / rows**2
+    f1 = ratio(2 * hits, golds + answers, 0)
+    agreed, chance = ratio(hits.sum(axis=1), rows), ratio((golds * answers).sum(axis=1), rows**2)
     found = {
         "accuracy": agreed,
         "macro_f1": f1.sum(axis=1) / np.maximum((golds + answers > 0).sum(axis=1), 1),
-        "weighted_f1": (f1 * golds).sum(axis=1) / rows,
-        "balanced_accuracy": _divide(hits, golds).sum(axis=1) / np.maximum((golds > 0).sum(axis=1), 1),
-        "cohen_kappa": _divide(agreed - chance, 1 - chance, np.nan),
+        "weighted_f1": ratio((f1 * golds).sum(axis=1), rows),
+        "balanced_accuracy": ratio(hits, golds, 0).sum(axis=1) / np.maximum((golds > 0).sum(axis=1), 1),
+        "cohen_kappa": ratio(agreed - chance, 1 - chance),
     }
     return found | (_graded(sums[:, -LEVELS:]) if ordered else {})
 
@@ -137,16 +137,12 @@ def _distances(golds: npt.NDArray[np.intp], answers: npt.NDArray[np.intp]) -> Fl
 def _graded(sums: Floats) -> dict[str, Floats]:
     """Compute mean distances, and Cohen's kappa with quadratic weights (Cohen 1968)."""
     rows, absolute, signed, squared, gold, answer, gold2, answer2 = sums.T
-    by_chance = gold2 + answer2 - 2 * _divide(gold * answer, rows)
+    by_chance = gold2 + answer2 - 2 * ratio(gold * answer, rows, 0)
     return {
-        "mean_absolute_error": _divide(absolute, rows, np.nan),
-        "bias": _divide(signed, rows, np.nan),
-        "quadratic_kappa": 1 - _divide(squared, by_chance, np.nan),
+        "mean_absolute_error": ratio(absolute, rows),
+        "bias": ratio(signed, rows),
+        "quadratic_kappa": 1 - ratio(squared, by_chance),
     }
-
-
-def _divide(above: Floats, below: Floats, otherwise: float = 0.0) -> Floats:
-    return np.divide(above, below, out=np.full_like(above, otherwise), where=below > 1e-12)
 
 
 def _top(predictions: Predictions) -> dict[int, float]:

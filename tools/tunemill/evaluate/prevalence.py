@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure, clusters_of
+from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure, clusters_of, ratio
 from tunemill.evaluate.figures import Interval, Prevalence, Prevalences
 from tunemill.evaluate.metrics import places
 from tunemill.evaluate.predictions import Predictions
@@ -66,8 +66,7 @@ def prevalences(predictions: Predictions, bootstrap: Bootstrap, corpus: Predicti
 def rogan_gladen(counted: Floats, sensitivity: Floats, specificity: Floats) -> Floats:
     """Return prevalences from shares counted as positive; NaN where the predictions tell nothing."""
     power = sensitivity + specificity - 1
-    told = np.divide(counted + specificity - 1, power, out=np.full_like(power, np.nan), where=power > 1e-9)
-    return np.clip(told, 0, 1)
+    return np.clip(ratio(counted + specificity - 1, power), 0, 1)
 
 
 def unmix(observed: Floats, given_gold: Floats) -> Floats:
@@ -113,8 +112,7 @@ def _bootstrap_of(corpus: Predictions | None, bootstrap: Bootstrap) -> Bootstrap
 
 
 def _shares(sums: Floats) -> Floats:
-    shown, rows = sums[..., :-1], sums[..., -1:]
-    return np.divide(shown, rows, out=np.full_like(shown, np.nan), where=rows > 0)
+    return ratio(sums[..., :-1], sums[..., -1:])
 
 
 def _unmixed(
@@ -155,9 +153,6 @@ def _rogan_gladen(
 
     def corrected(sums: Floats, observed: Floats) -> Floats:
         right, left, positive, negative = np.split(sums, 4, axis=-1)
-        undefined = np.full_like(right, np.nan)
-        sensitivity = np.divide(right, positive, out=undefined.copy(), where=positive > 0)
-        specificity = np.divide(left, negative, out=undefined, where=negative > 0)
-        return rogan_gladen(observed, sensitivity, specificity)
+        return rogan_gladen(observed, ratio(right, positive), ratio(left, negative))
 
     return corrected(whole, shares), corrected(resampled, drawn)

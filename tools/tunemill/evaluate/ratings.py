@@ -31,9 +31,7 @@ def _rating(
 ) -> Rating:
     labels, ordered = len(predictions.labels), predictions.task.ordered
     whole = estimates(own[None], labels, ordered)
-    # A resample of texts may hold none that was rated on a dimension.
-    with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = estimates(resampled, labels, ordered)
+    drawn = estimates(resampled, labels, ordered)
     measured = {figure: Measure(float(value[0]), drawn[figure]) for figure, value in whole.items()}
     rows = round(float(own[3 * labels]))
     chosen = {

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure
+from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure, ratio
 from tunemill.evaluate.figures import Confusion, PerClass, SeveralLabels
 from tunemill.evaluate.metrics import ranked
 from tunemill.evaluate.predictions import Predictions, answer_sets, gold_sets
@@ -76,7 +76,7 @@ def _estimates(sums: Floats, labels: int) -> dict[str, Floats]:
     exact, overlap, jaccard, rows = sums[:, :4].T
     hits, golds, answers = (sums[:, 4 + n * labels : 4 + (n + 1) * labels] for n in range(3))
     both = golds + answers
-    f1 = np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0)
+    f1 = ratio(2 * hits, both, 0)
     return {
         "exact_match": exact / rows,
         "any_overlap": overlap / rows,
