@@ -97,10 +97,10 @@ class _Converter:
             return "any-value"
         for keyword, convert in (("$ref", self._reference), ("anyOf", self._any_of)):
             if keyword in asked:
-                _refuse(asked - {keyword}, place, f"beside {keyword} ")
+                _refuse(asked - {keyword}, place, f" beside {keyword}")
                 return convert(schema[keyword], place)
         if asked & {"enum", "const"}:
-            _refuse(asked - {"enum", "const", "type"}, place, "beside enum or const ")
+            _refuse(asked - {"enum", "const", "type"}, place, " beside enum or const")
             return _constants(schema, place)
         types = _types(schema, asked, place)
         _refuse(asked - {"type"}.union(*(KEYWORDS[kind] for kind in types)), place)
@@ -286,5 +286,5 @@ def _either(parts: Sequence[str]) -> str:
 def _refuse(unknown: set[str] | frozenset[str], place: str, where: str = "") -> None:
     if unknown:
         raise ValueError(
-            f"{place} has {sorted(unknown)[0]!r} {where}which no grammar here can promise: leave it out"
+            f"{place} has {sorted(unknown)[0]!r}{where}, which no grammar here can promise: leave it out"
         )
