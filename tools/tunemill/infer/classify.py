@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tunemill.infer.engine import MOST_SEQUENCES, Batch, Engine, Logits, join, run_of
+from tunemill.infer.engine import Batch, Engine, Logits, alike, join, run_of
+from tunemill.infer.packs import WORTH_MOVING, Bounds, Item, Pack, most_cells, packs
 from tunemill.infer.pool import Pool
 from tunemill.infer.sequences import Sequences
 from tunemill.infer.trie import Trie
 
-LOGITS_BYTES = 128 << 20  # of one batch's logits; Llama 3's vocabulary fits 256 nodes in it
+LOGITS_BYTES = 128 << 20  # of one pack's logits; Llama 3's vocabulary fits 256 nodes in it
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,43 +36,27 @@ class Question:
     """What an answer may be, where it may have several labels."""
 
 
-@dataclass(frozen=True)
-class _Item:
-    question: int
-    prompt: tuple[int, ...]
-    trie: Trie
-    last: bool
-    """No other tree of this question follows."""
-
-    @property
-    def tokens(self) -> int:
-        return len(self.prompt) + len(self.trie.tokens)
-
-    @property
-    def rows(self) -> int:
-        """Logits wanted: after the prompt and after each node."""
-        return len(self.trie.tokens) + 1
-
-
 def score(pool: Pool, questions: Sequence[Question], labels: int) -> Iterator[tuple[int, Floats]]:
-    """Yield each question's number and its ``(labels,)`` log-likelihoods in nats, in order.
+    """Yield each question's number and its ``(labels,)`` log-likelihoods in nats, in any order.
 
-    Questions are packed in the order given into batches of at most ``pool.batch_tokens`` tokens
-    beyond the common beginning, so which share a batch depends on nothing else.
+    Which questions are computed together depends on them and the common beginning alone.
     """
-    scores = np.full(labels, np.nan)
-    packs = list(_packs(pool, list(_items(questions))))
-    for items, found in zip(packs, pool.each(_answer, packs), strict=True):
-        for item, part in zip(items, found, strict=True):
-            scores[list(item.trie.labels)] = part
-            if item.last:
-                yield item.question, scores
-                scores = np.full(labels, np.nan)
+    items = [Item(number, each.prompt, trie) for number, each in enumerate(questions) for trie in each.tries]
+    open_tries = [len(question.tries) for question in questions]
+    scores = np.full((len(questions), labels), np.nan)
+    bounds = Bounds(LOGITS_BYTES // (4 * pool.vocabulary), pool.shared)
+    for found in pool.each(_answer, list(_chains(packs(items, bounds), pool.shared))):
+        for item, part in found:
+            scores[item.question, list(item.trie.labels)] = part
+            open_tries[item.question] -= 1
+            if not open_tries[item.question]:
+                yield item.question, scores[item.question]
 
 
-def cells(question: Question) -> int:
-    """Return how many tokens llama.cpp has to remember to answer a question."""
-    return len(question.prompt) + max(len(trie.tokens) for trie in question.tries)
+def cells(questions: Sequence[Question]) -> int:
+    """Return how many tokens llama.cpp has to remember to answer questions."""
+    largest = max(len(each.prompt) + len(trie.tokens) for each in questions for trie in each.tries)
+    return max(largest, most_cells(max(len(each.prompt) for each in questions)))
 
 
 def probabilities(scores: Floats) -> Floats:
@@ -80,49 +65,51 @@ def probabilities(scores: Floats) -> Floats:
     return np.asarray(shares / shares.sum())
 
 
-def _items(questions: Sequence[Question]) -> Iterator[_Item]:
-    for number, question in enumerate(questions):
-        for part, trie in enumerate(question.tries):
-            yield _Item(number, question.prompt, trie, part + 1 == len(question.tries))
+def _chains(found: Iterator[Pack], beginning: int) -> Iterator[list[Pack]]:
+    """Put packs together that go on from one another's beginning, so that one engine computes them."""
+    chain: list[Pack] = []
+    for pack in found:
+        if chain and alike(chain[-1].prefix, pack.prefix) - beginning <= WORTH_MOVING:
+            yield chain
+            chain = []
+        chain.append(pack)
+    if chain:
+        yield chain
 
 
-def _answer(engine: Engine, pack: Sequence[_Item]) -> list[Floats]:
-    logits = engine.decode(_batch(engine, pack))
-    scores = []
-    row = 0
-    for item in pack:
-        scores.append(_read(logits[row : row + item.rows], item.trie))
-        row += item.rows
+def _answer(engine: Engine, chain: Sequence[Pack]) -> list[tuple[Item, Floats]]:
+    return [answer for pack in chain for answer in _scores(engine, pack)]
+
+
+def _scores(engine: Engine, pack: Pack) -> Iterator[tuple[Item, Floats]]:
+    engine.share(pack.prefix)
+    batches = _batches(pack)
+    at_once = engine.texts or len(batches)
+    for start in range(0, len(batches), at_once):
+        logits = engine.decode(join(batches[start : start + at_once]))
+        row = 0
+        for item in pack.items[start : start + at_once]:
+            yield item, _read(logits[row : row + item.nodes + 1], item.trie)
+            row += item.nodes + 1
     engine.forget()
-    return scores
 
 
-def _packs(pool: Pool, items: Sequence[_Item]) -> Iterator[list[_Item]]:
-    most_rows = LOGITS_BYTES // (4 * pool.vocabulary)
-    pack: list[_Item] = []
-    tokens = sequences = rows = 0
-    for item in items:
-        tokens += item.tokens - pool.shared
-        sequences += item.trie.sequences
-        rows += item.rows
-        if pack and (tokens > pool.batch_tokens or sequences > MOST_SEQUENCES or rows > most_rows):
-            yield pack
-            pack = []
-            tokens, sequences, rows = item.tokens - pool.shared, item.trie.sequences, item.rows
-        pack.append(item)
-    if pack:
-        yield pack
-
-
-def _batch(engine: Engine, pack: Sequence[_Item]) -> Batch:
-    parts = []
-    first = 0
-    for item in pack:
-        members = range(first, first + item.trie.sequences)
-        parts.append(run_of(item.prompt[engine.shared :], engine.shared, members, output_last=True))
-        parts.append(_nodes(item.trie, len(item.prompt), first))
-        first += item.trie.sequences
-    return join(parts)
+def _batches(pack: Pack) -> list[Batch]:
+    """Return for each item what of its prompt is new, and its labels."""
+    firsts = np.cumsum([0, *(item.trie.sequences for item in pack.items)]).tolist()
+    batches = []
+    for place, (item, stretches) in enumerate(zip(pack.items, pack.stretches(), strict=True)):
+        parts = [
+            run_of(
+                item.prompt[each.start : each.stop],
+                each.start,
+                range(firsts[each.first], firsts[each.last + 1]),
+                output_last=each.stop == len(item.prompt),
+            )
+            for each in stretches
+        ]
+        batches.append(join([*parts, _nodes(item.trie, len(item.prompt), firsts[place])]))
+    return batches
 
 
 def _nodes(trie: Trie, start: int, first: int) -> Batch:
@@ -138,6 +125,8 @@ def _nodes(trie: Trie, start: int, first: int) -> Batch:
 def _read(logits: Logits, trie: Trie) -> Floats:
     """Turn ``(nodes + 1, vocabulary)`` logits into the labels' scores."""
     peaks = logits.max(axis=1)
-    normalisers = peaks + np.log(np.exp(logits - peaks[:, None]).sum(axis=1, dtype=np.float64))
+    shares = logits - peaks[:, None]
+    np.exp(shares, out=shares)
+    normalisers = peaks + np.log(shares.sum(axis=1, dtype=np.float64))
     steps = logits[trie.look_up_node, trie.look_up_token] - normalisers[trie.look_up_node]
     return trie.scores(steps)

@@ -16,6 +16,8 @@ from tunemill.infer.constraints import (
 )
 from tunemill.work import Stage, StageConfig
 
+LEAST_BATCH = 64  # below it flash attention on a CPU takes another kernel, which rounds otherwise
+
 
 class InferConfig(StageConfig):
     """Settings of an inference; names are llama.cpp's where it has one."""
@@ -37,10 +39,17 @@ class InferConfig(StageConfig):
         description="most tokens of one prompt with its answer; 0 takes what the model was trained for",
     )
     n_batch: int = Field(
-        default=512,
-        ge=256,  # llama.cpp reserves a batch of as many tokens as it has sequences
+        default=0,
+        ge=0,
         le=1 << 16,
-        description="tokens computed together; decides which rows share a batch, and so the last bits",
+        description="most tokens computed at once, from 64; 0 chooses, and more than 512 never are",
+        json_schema_extra={"identity": False},
+    )
+    n_parallel: int = Field(
+        default=0,
+        ge=0,
+        description="most texts computed at once in one context; 0 takes as many as fit",
+        json_schema_extra={"identity": False},
     )
     calibration: Literal["none", "contextual"] = Field(
         default="none",
@@ -122,6 +131,8 @@ class InferConfig(StageConfig):
 
     @model_validator(mode="after")
     def _refuse(self) -> InferConfig:
+        if 0 < self.n_batch < LEAST_BATCH:
+            raise ValueError(f"n_batch={self.n_batch} is less than {LEAST_BATCH}: raise it, or leave it 0")
         if self.shard_index is not None and self.shard_index >= self.shard_count:
             raise ValueError(
                 f"shard_index={self.shard_index} is none of {self.shard_count} shards: they count from 0"

@@ -1,14 +1,21 @@
 """The one door to ``llama_decode``: batches of tokens in, next-token logits out.
 
 Memory is unified: one pool of cells for all sequences, in which a token may belong to many
-sequences at once. So a prompt is computed once for all its labels, and the prompts' common
-beginning once for all texts. After each batch everything beyond that beginning is forgotten.
+sequences at once. So a prompt is computed once for all its labels, and what prompts begin with
+once for all of them.
+
+On a CPU a token's logits are the same to the last bit however many tokens are computed at once, as
+long as these, and the logits wanted, are a multiple of 8: below that, and for what is left over from
+groups of 4, ggml takes other kernels, which round otherwise. So what is short of a multiple is filled
+up with tokens of a sequence of its own. What remains is the memory cell of each token, modulo 16 (the
+lanes in which attention adds up); that is decided by the order of decoding since ``share`` alone: the
+fillers' cells are free again before the next token is placed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,12 +26,22 @@ import numpy.typing as npt
 from tunemill.errors import ConfigurationError
 from tunemill.infer.model import Model, last_error
 
-MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ, compiled into llama.cpp
+FILLER = 255  # the last of LLAMA_MAX_SEQ, compiled into llama.cpp
+MOST_SEQUENCES = FILLER
 MICRO_BATCH = 512  # tokens computed at once; more only costs memory on a CPU
 CELL_STEP = 256  # llama.cpp rounds the number of cells up to this
+STEP, FLASH_STEP = 8, 64  # what tokens and logits computed at once are filled up to
 
 Ints = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
+
+
+def alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return with how many equal tokens two texts begin."""
+    shortest = min(len(first), len(second))
+    if first[:shortest] == second[:shortest]:
+        return shortest
+    return next(place for place in range(shortest) if first[place] != second[place])
 
 
 @dataclass(frozen=True)
@@ -76,8 +93,10 @@ class Size:
     cells: int
     """Tokens remembered at once, over all sequences."""
     batch_tokens: int
-    """Tokens computed at once, at least ``MOST_SEQUENCES``: fewer make llama.cpp abort."""
+    """Tokens computed at once, 0 for as many as is useful; more than ``MICRO_BATCH`` never are."""
     flash_attention: bool
+    texts: int = 0
+    """Prompts computed at once; 0 for as many as there are tokens for."""
 
 
 class Engine:
@@ -89,10 +108,12 @@ class Engine:
 
     def __init__(self, model: Model, size: Size, threads: int) -> None:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = self.cells = -(-size.cells // CELL_STEP) * CELL_STEP
-        params.n_batch = self.batch_tokens = size.batch_tokens
-        params.n_ubatch = min(MICRO_BATCH, size.batch_tokens)
-        params.n_seq_max = MOST_SEQUENCES
+        self._step = FLASH_STEP if size.flash_attention else STEP
+        params.n_ctx = self.cells = -(-(size.cells + self._step) // CELL_STEP) * CELL_STEP
+        self.batch_tokens = min(size.batch_tokens or MICRO_BATCH, MICRO_BATCH) // self._step * self._step
+        self.texts = size.texts
+        params.n_seq_max = FILLER + 1
+        params.n_batch = params.n_ubatch = max(self.batch_tokens, params.n_seq_max)  # else llama.cpp aborts
         params.kv_unified = True
         params.flash_attn_type = int(size.flash_attention)
         params.n_threads = params.n_threads_batch = threads
@@ -109,12 +130,15 @@ class Engine:
         self._shared: tuple[int, ...] = ()
 
     def share(self, prefix: tuple[int, ...]) -> None:
-        """Start afresh with ``prefix`` computed as the beginning of every sequence."""
-        llama_cpp.llama_memory_clear(self._memory, False)
+        """Start afresh with ``prefix`` as the beginning of every sequence; compute what is new of it."""
+        same = alike(self._shared, prefix)
+        self._shared = prefix[:same]
+        self.forget()
+        if same < len(prefix):
+            self.decode(run_of(prefix[same:], same, (0,), output_last=False))
+            for sequence in range(1, MOST_SEQUENCES):
+                llama_cpp.llama_memory_seq_cp(self._memory, 0, sequence, same, len(prefix))
         self._shared = prefix
-        for start in range(0, len(prefix), self.batch_tokens):
-            piece = prefix[start : start + self.batch_tokens]
-            self._run(run_of(piece, start, range(MOST_SEQUENCES), output_last=False))
 
     @property
     def shared(self) -> int:
@@ -124,8 +148,8 @@ class Engine:
     def decode(self, batch: Batch) -> Logits:
         """Compute a batch; return ``(outputs, vocabulary)`` logits in the batch's order.
 
-        The array is llama.cpp's own memory and valid until the next call. A batch longer than
-        ``batch_tokens`` is computed in pieces and its logits copied.
+        The array may be llama.cpp's own memory, valid until the next call. A batch longer than
+        ``batch_tokens`` is computed in pieces, with the same result on a CPU.
         """
         total = len(batch.tokens)
         if total <= self.batch_tokens:
@@ -169,25 +193,61 @@ class Engine:
         self.close()
 
     def _run(self, batch: Batch) -> Logits:
+        count = len(batch.tokens)
+        wanted = int(batch.outputs.sum())
+        filled = _filled(batch, self._step)
+        self._decode(filled)
+        if len(filled.tokens) > count:
+            llama_cpp.llama_memory_seq_rm(self._memory, FILLER, -1, -1)
+        if not wanted:
+            return np.empty((0, self.vocabulary), np.float32)
+        rows = int(filled.outputs.sum())
+        logits = np.ctypeslib.as_array(
+            llama_cpp.llama_get_logits(self._context), shape=(rows, self.vocabulary)
+        )
+        if np.array_equal(filled.outputs[:count], batch.outputs):
+            return logits[:wanted]
+        return np.asarray(logits[np.flatnonzero(batch.outputs[filled.outputs[:count] == 1])])
+
+    def _decode(self, batch: Batch) -> None:
         keep = [np.ascontiguousarray(array) for array in (batch.tokens, batch.positions, batch.counts)]
         members = np.ascontiguousarray(batch.members, dtype=np.int32)
         starts = np.concatenate([[0], np.cumsum(batch.counts)[:-1]]).astype(np.uint64)
         pointers = np.append(starts * 4 + np.uint64(members.ctypes.data), np.uint64(0))
-        outputs = np.ascontiguousarray(batch.outputs)
         raw = llama_cpp.llama_batch()
         raw.n_tokens = len(batch.tokens)
-        fields = (*keep, pointers, outputs)
-        for name, array in zip(("token", "pos", "n_seq_id", "seq_id", "logits"), fields, strict=True):
-            pointer = dict(llama_cpp.llama_batch._fields_)[name]
-            setattr(raw, name, array.ctypes.data_as(pointer))
+        fields = (*keep, pointers, np.ascontiguousarray(batch.outputs))
+        for (name, kind), array in zip(_POINTERS, fields, strict=True):
+            setattr(raw, name, array.ctypes.data_as(kind))
         status = llama_cpp.llama_decode(self._context, raw)
         if status != 0:
             raise ConfigurationError(
                 f"llama.cpp could not compute a batch of {raw.n_tokens} tokens (status {status}, "
                 f"{last_error() or 'no reason given'}): lower n_batch or n_ctx"
             )
-        rows = int(outputs.sum())
-        if not rows:
-            return np.empty((0, self.vocabulary), np.float32)
-        logits = llama_cpp.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(logits, shape=(rows, self.vocabulary))
+
+
+_POINTERS = [
+    (name, kind)
+    for name, kind in llama_cpp.llama_batch._fields_
+    if name in ("token", "pos", "n_seq_id", "seq_id", "logits")
+]
+
+
+def _filled(batch: Batch, step: int) -> Batch:
+    """Add filler tokens up to a multiple of ``step``, and want as many more logits, the fillers' first."""
+    count = len(batch.tokens)
+    fillers = -count % step
+    outputs = np.concatenate([batch.outputs, np.zeros(fillers, np.int8)])
+    missing = -int(outputs.sum()) % step
+    if missing:
+        outputs[np.flatnonzero(outputs == 0)[::-1][:missing]] = 1
+    if not fillers:
+        return replace(batch, outputs=outputs)
+    return Batch(
+        np.concatenate([batch.tokens, np.zeros(fillers, np.int32)]),
+        np.concatenate([batch.positions, np.arange(fillers, dtype=np.int32)]),
+        np.concatenate([batch.counts, np.ones(fillers, np.int32)]),
+        np.concatenate([batch.members, np.full(fillers, FILLER, np.int32)]),
+        outputs,
+    )

@@ -33,8 +33,8 @@ def refuse_idle(config: InferConfig, task: Task) -> None:
             raise ConfigurationError(f"{key} is for free answers, and this task's are labels: leave it out")
 
 
-def answer(run: Run, questions: Sequence[Question], numbers: Sequence[int]) -> Iterator[Answer]:
-    """Yield the answer to each question, in order; ``numbers`` are the rows' places in the split."""
+def answer(run: Run, questions: Sequence[Question], numbers: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+    """Yield each question's number and its answer; ``numbers`` are the rows' places in the split."""
     sampling, constraint = sampling_of(run.config), run.config.constraint
     prompts = [
         generate.Prompt(number, question.prompt) for number, question in zip(numbers, questions, strict=True)
@@ -42,8 +42,9 @@ def answer(run: Run, questions: Sequence[Question], numbers: Sequence[int]) -> I
     prefix = common_beginning([prompt.tokens for prompt in prompts])
     run.pool.share(prefix, generate.cells(prompts, sampling))
     with closing(Grammar(run.model, constraint.gbnf())) if constraint else nullcontext() as grammar:
-        for found in generate.generate(run.pool, run.model, prompts, sampling, grammar):
-            yield _answer(found, constraint)
+        found = generate.generate(run.pool, run.model, prompts, sampling, grammar)
+        for number, samples in enumerate(found):
+            yield number, _answer(samples, constraint)
 
 
 def sampling_of(config: InferConfig) -> generate.Sampling:

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self, TypeVar
@@ -37,7 +38,6 @@ class Pool:
         self._size = size
         self._stop = stop
         self._engines: list[Engine] = []
-        self.batch_tokens = size.batch_tokens
         self.vocabulary = model.vocabulary
         self.shared = 0
         """Tokens of the common beginning."""
@@ -46,7 +46,7 @@ class Pool:
         """Start afresh: room for ``cells`` tokens in each engine, ``prefix`` as every beginning."""
         if not self._engines or cells > self._engines[0].cells:
             self.close()
-            size = Size(-(-cells // CELLS_GROW) * CELLS_GROW, self.batch_tokens, self._size.flash_attention)
+            size = replace(self._size, cells=-(-cells // CELLS_GROW) * CELLS_GROW)
             for _ in range(self._contexts):
                 self._engines.append(Engine(self._model, size, self._threads))
         self.shared = len(prefix)

@@ -37,7 +37,7 @@ from tunemill.task import Task, read_task
 from tunemill.work import Facts, Work
 
 FORMS = {"label": one_label.answer, "labels": several_labels.answer, "text": free_text.answer}
-"""How each form of task is answered: ``(run, questions, numbers)`` to an answer for each question."""
+"""How each form of task is answered: ``(run, questions, numbers)`` to each question's number and answer."""
 
 
 def predict(work: Work[InferConfig]) -> Facts:
@@ -63,7 +63,7 @@ def predict(work: Work[InferConfig]) -> Facts:
     own = (config.block_rows, config.shard_index or 0, config.shard_count)
     count = rows.count_of(*own)
     started, before = time.monotonic(), min(count, blocks.finished * config.block_rows)
-    size = Size(0, config.n_batch, config.flash_attn)
+    size = Size(0, config.n_batch, config.flash_attn, config.n_parallel)
     with (
         Model(path, config.n_gpu_layers, lora) as model,
         Pool(model, size, config.n_threads, work.stop) as pool,
@@ -123,7 +123,8 @@ def answer_block(run: Run, rows: Sequence[Row], first: int, task: progress.Task)
     questions = [question for question in asked if not isinstance(question, Refused)]
     if questions:
         numbers = [first + place for place in places]
-        for place, answer in zip(places, FORMS[run.task.form](run, questions, numbers), strict=True):
+        for number, answer in FORMS[run.task.form](run, questions, numbers):
+            place = places[number]
             answers[place] = _adjusted(run, answer, rows[place].dimension)
             task.advance(1)
     return answers

@@ -29,7 +29,9 @@ from tunemill.task import Task
 class _Found:
     """What is known so far of one question."""
 
-    question: Question
+    number: int
+    """Which question it is."""
+    prompt: tuple[int, ...]
     sequences: Sequences
     beginnings: tuple[Chosen, ...] = ((),)
     """What the next level goes on from."""
@@ -53,18 +55,20 @@ class _Found:
             del self.stems[chosen]
 
 
-def answer(run: Run, questions: Sequence[Question], _numbers: Sequence[int]) -> Iterator[Answer]:
-    """Yield the answer to each question, in order."""
-    found = [_Found(question, question.sequences) for question in questions if question.sequences]
-    while going_on := [one for one in found if one.beginnings]:
+def answer(run: Run, questions: Sequence[Question], _numbers: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+    """Yield each question's number and its answer, as soon as there is one."""
+    going_on = [
+        _Found(number, one.prompt, one.sequences) for number, one in enumerate(questions) if one.sequences
+    ]
+    while going_on:
         levels = [one.sequences.after(one.beginnings) for one in going_on]
-        asked = [
-            Question(one.question.prompt, level.tries) for one, level in zip(going_on, levels, strict=True)
-        ]
-        for number, nats in scores(run, asked, max(level.scored for level in levels)):
-            going_on[number].take(levels[number], nats, run.config.max_pruned)
-    for one in found:
-        yield _likeliest(one, run.task)
+        asked = [Question(one.prompt, level.tries) for one, level in zip(going_on, levels, strict=True)]
+        for place, nats in scores(run, asked, max(level.scored for level in levels)):
+            one = going_on[place]
+            one.take(levels[place], nats, run.config.max_pruned)
+            if not one.beginnings:
+                yield one.number, _likeliest(one, run.task)
+        going_on = [one for one in going_on if one.beginnings]
 
 
 def _likeliest(found: _Found, task: Task) -> Answer:
