@@ -40,7 +40,7 @@ def measure(method: str, case: dict[str, Any], folder: Path) -> dict[str, Any] |
     if method == "xllamacpp" and find_spec("xllamacpp") is None:
         return "not installed: pip install xllamacpp"
     if method == "llama-server" and not case["server"]:
-        return "not built: python -m tunemill.server"
+        return "not built: python -m tunemill.gguf.server"
     if method == "transformers" and case["kind"] != "F16":
         return "has no such type"
     path = folder / "case.json"
@@ -123,10 +123,21 @@ def _case(
         "data": str(work.save(chosen.folder)),
         "context": -(-longest // 256) * 256,
         "threads": chosen.threads,
-        "server": chosen.llama_server,
+        "server": _server(),
         "settings": dict(pair.split("=", 1) for pair in chosen.set),
         "max_tokens": GENERATED,
     }
+
+
+def _server() -> str:
+    """The llama.cpp server of this environment, or nothing."""
+    from tunemill.errors import ConfigurationError
+    from tunemill.gguf.server import find_server
+
+    try:
+        return str(find_server())
+    except ConfigurationError:
+        return ""
 
 
 def _workloads(chosen: argparse.Namespace) -> Iterator[tuple[str, workloads.Workload]]:
@@ -151,7 +162,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", default=os.cpu_count() or 1, type=int)
     parser.add_argument("--rows", default=0, type=int, help="rows of each workload instead of the usual")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of ours")
-    parser.add_argument("--llama-server", default="", metavar="PATH")
     parser.add_argument("--folder", default=Path(".tunemill/bench"), type=Path, help="where models are kept")
     return parser.parse_args()
 

@@ -31,6 +31,11 @@ COMMAND = "python -m tunemill.gguf.source"
 VARIABLE = "TUNEMILL_LLAMA_CPP"
 SCRIPTS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py")
 WANTED = re.compile(r"(convert_[a-z_]+\.py|conversion/[^/]+\.py|gguf-py/gguf/.+\.py|LICENSE)")
+SERVER = re.compile(
+    r"(tools/server/[^/]+\.(cpp|h)|(tools/mtmd|common|include|ggml/include)/[^/]+\.h(pp)?|common/jinja/[^/]+\.h"
+    r"|src/llama-ext\.h|vendor/(cpp-httplib|nlohmann|sheredom)/[^/]+|LICENSE)"
+)
+"""What llama.cpp's server is compiled of, beside the libraries."""
 MAX_FILE = 4 << 20
 MAX_FILES = 2000
 VERSION_FILE = "VERSION"
@@ -106,19 +111,29 @@ def install(archive: Path | None = None) -> Source:
         IntegrityError: the archive is not the released one.
     """
     version = installed_version()
+    target = default_directory(version)
+    if not (target / VERSION_FILE).is_file():
+        with tempfile.TemporaryDirectory(prefix="tunemill-") as temporary:
+            unpack(archive_of(version, archive, Path(temporary)), target, version)
+    return Source(target, version)
+
+
+def archive_of(version: str, archive: Path | None, temporary: Path) -> Path:
+    """Return the source distribution of a version: ``archive`` if given, else downloaded to ``temporary``.
+
+    Raises:
+        ConfigurationError: no known hash, or no package index.
+        IntegrityError: it is not the released one.
+    """
     expected = SHA256.get(version)
     if expected is None:
         raise ConfigurationError(
             f"{PACKAGE} {version} is not a version this Tunemill knows: install {', '.join(SHA256)}"
         )
-    target = default_directory(version)
-    if not (target / VERSION_FILE).is_file():
-        with tempfile.TemporaryDirectory(prefix="tunemill-") as temporary:
-            found = archive or _download(version, expected, Path(temporary))
-            if sha256_file(found) != expected:
-                raise IntegrityError(f"{found} is not {PACKAGE} {version}: its sha256 is not {expected}")
-            unpack(found, target, version)
-    return Source(target, version)
+    found = archive or _download(version, expected, temporary)
+    if sha256_file(found) != expected:
+        raise IntegrityError(f"{found} is not {PACKAGE} {version}: its sha256 is not {expected}")
+    return found
 
 
 def _download(version: str, expected: str, directory: Path) -> Path:
@@ -154,10 +169,7 @@ def unpack(archive: Path, target: Path, version: str) -> None:
         ) from error
     try:
         with disk_errors(target):
-            for name, data in _wanted_files(archive):
-                path = temporary / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
+            unpack_files(archive, temporary, WANTED)
             if not all((temporary / name).is_file() for name in SCRIPTS):
                 raise IntegrityError(f"{archive} holds no llama.cpp conversion scripts")
             (temporary / VERSION_FILE).write_text(version + "\n")
@@ -169,20 +181,32 @@ def unpack(archive: Path, target: Path, version: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _wanted_files(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield path below llama.cpp and bytes of each script; links and climbing paths are never wanted."""
+def unpack_files(archive: Path, target: Path, wanted: re.Pattern[str]) -> None:
+    """Write the files of llama.cpp whose paths match ``wanted`` below ``target``.
+
+    Raises:
+        IntegrityError: the archive is damaged.
+    """
+    for name, data in _wanted_files(archive, wanted):
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _wanted_files(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield path below llama.cpp and bytes of each file; links and climbing paths are never wanted."""
     count = 0
     try:
         with tarfile.open(archive, "r:gz") as members:
             for member in members:
                 _, _, name = member.name.partition("/vendor/llama.cpp/")
                 safe = ".." not in PurePosixPath(name).parts and not name.startswith("/")
-                if not (member.isreg() and safe and WANTED.fullmatch(name) and member.size <= MAX_FILE):
+                if not (member.isreg() and safe and wanted.fullmatch(name) and member.size <= MAX_FILE):
                     continue
                 count += 1
                 content = members.extractfile(member)
                 if content is None or count > MAX_FILES:
-                    raise IntegrityError(f"{archive} holds more than {MAX_FILES} scripts")
+                    raise IntegrityError(f"{archive} holds more than {MAX_FILES} wanted files")
                 yield name, content.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise IntegrityError(f"{archive} is damaged: {error}") from error
