@@ -24,8 +24,8 @@ import numpy.typing as npt
 from tunemill.evaluate.bootstrap import Bootstrap, Floats, Measure, clusters_of, ratio
 from tunemill.evaluate.figures import Interval, Prevalence, Prevalences
 from tunemill.evaluate.metrics import places
-from tunemill.evaluate.predictions import Predictions
-from tunemill.evaluate.several import flags
+from tunemill.evaluate.predictions import Predictions, answer_sets, gold_sets
+from tunemill.evaluate.several import flags, memberships
 
 MATRIX, ROGAN_GLADEN = "confusion-matrix", "rogan-gladen"
 SUM_WEIGHT = 1e3  # how much heavier than one share it weighs that prevalences sum to 1
@@ -90,7 +90,8 @@ def _observed(predictions: Predictions, column: str) -> Floats:
     """
     ones = np.ones((len(predictions), 1))
     if predictions.task.form == "labels":
-        return np.concatenate([flags(predictions)[column == "answers"], ones], axis=1)
+        sets = gold_sets(predictions) if column == "golds" else answer_sets(predictions)
+        return np.concatenate([memberships(predictions, sets), ones], axis=1)
     kinds = len(predictions.labels) + 1
     shown = np.eye(kinds)[places(predictions, column)]  # -1, no answer, is the last kind
     return np.concatenate([shown, ones], axis=1)

@@ -9,7 +9,7 @@ whose texts have several topics of which any will do.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,18 @@ Flags = npt.NDArray[np.bool_]
 
 def flags(predictions: Predictions) -> tuple[Flags, Flags]:
     """Return ``(rows, labels)`` gold and predicted memberships."""
+    return memberships(predictions, gold_sets(predictions)), memberships(
+        predictions, answer_sets(predictions)
+    )
+
+
+def memberships(predictions: Predictions, sets: Sequence[Sequence[str]]) -> Flags:
+    """Return ``(rows, labels)``: whether each label is in each row's set."""
     places = {label: place for place, label in enumerate(predictions.labels)}
-    both = np.zeros((2, len(predictions), len(places)), dtype=bool)
-    for side, sets in enumerate((gold_sets(predictions), answer_sets(predictions))):
-        for row, labels in enumerate(sets):
-            both[side, row, [places[label] for label in labels]] = True
-    return both[0], both[1]
+    found = np.zeros((len(predictions), len(places)), dtype=bool)
+    for row, labels in enumerate(sets):
+        found[row, [places[label] for label in labels]] = True
+    return found
 
 
 def measures(predictions: Predictions, bootstrap: Bootstrap) -> dict[str, Measure]:
