@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from counting import save_data, save_model
-from tunemill import cli, stage
+from tunemill import stage
 from tunemill.gguf.header import read_gguf
 from tunemill.gguf.library import Library
 from tunemill.gguf.selfcheck import SPECIAL
@@ -81,20 +81,11 @@ def run(words: list[str], environment: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def call(
-    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Call:
+def call(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Call) -> Call:
     """Run a command on a copy of the store; returns code, stdout, stderr."""
     monkeypatch.setenv("TUNEMILL_STORE", str(shutil.copytree(lab, tmp_path / "store")))
     monkeypatch.setenv("TUNEMILL_CACHE", str(tmp_path / "cache"))
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        cli._talk_on_stderr()
-        code = cli.run(list(words))
-        return code, *capfd.readouterr()
-
-    return call
+    return command_line
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tunemill import cli
 from tunemill.commands.side_by_side import parse_memory
 from tunemill.errors import UsageError
 from tunemill.gguf.footprint import footprint
@@ -29,17 +28,10 @@ def lab(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def call(lab, tmp_path, monkeypatch, capfd):
+def call(lab, tmp_path, monkeypatch, command_line):
     monkeypatch.setenv("TUNEMILL_STORE", str(shutil.copytree(lab, tmp_path / "store")))
     monkeypatch.setenv("TUNEMILL_CACHE", str(tmp_path / "cache"))
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        cli._talk_on_stderr()
-        code = cli.run(list(words))
-        return code, *capfd.readouterr()
-
-    return call
+    return command_line
 
 
 def test_types_stand_side_by_side_and_the_best_that_fits_is_named(call, tmp_path):
