@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -24,7 +24,7 @@ from tunemill.progress import Progress
 from tunemill.prompting import Prompting
 from tunemill.work import Input, Work
 
-WIDTH, LAYERS, HEADS, KEY_HEADS, FEED_FORWARD, CONTEXT = 64, 2, 4, 2, 128, 1024
+CONTEXT = 1024
 LETTERS = "etaoinshrdlu"
 PIECES = ["▁", *"abcdefghijklmnopqrstuvwxyz.,:", *map("".join, product(LETTERS, repeat=2))]
 LABELS = ("networking", "net services", "data", "data types", "files")
@@ -45,6 +45,20 @@ NAMES = {
 }
 
 
+class Shape(NamedTuple):
+    """What a model is made of."""
+
+    width: int
+    layers: int
+    heads: int
+    key_heads: int
+    feed_forward: int
+
+
+MICRO = Shape(64, 2, 4, 2, 128)
+WIDE = Shape(256, 2, 4, 2, 256)  # K-quants go by blocks of 256
+
+
 @dataclass(frozen=True)
 class Micro:
     """The model in both forms."""
@@ -58,13 +72,22 @@ class Micro:
 
 @pytest.fixture(scope="session")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
-    directory = tmp_path_factory.mktemp("micro")
+    return _make(tmp_path_factory.mktemp("micro"), MICRO)
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Micro:
+    """A model that can be quantized to any type."""
+    return _make(tmp_path_factory.mktemp("wide"), WIDE)
+
+
+def _make(directory: Path, shape: Shape) -> Micro:
     special = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     bytes_ = [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
     pieces = [(piece, -float(rank), 1) for rank, piece in enumerate(PIECES)]
     vocabulary = [*special, *bytes_, *pieces]
-    weights = _weights(np.random.default_rng(7), len(vocabulary))
-    _write(directory / "model-F16.gguf", vocabulary, weights)
+    weights = _weights(np.random.default_rng(7), len(vocabulary), shape)
+    _write(directory / "model-F16.gguf", vocabulary, weights, shape)
     Prompting(TEMPLATE, "<s>", "</s>", add_bos=True).save(directory)
     return Micro(directory / "model-F16.gguf", weights, len(vocabulary))
 
@@ -78,11 +101,11 @@ def reference(micro: Micro) -> Any:
     torch.set_num_threads(1)
     config = LlamaConfig(
         vocab_size=micro.vocabulary,
-        hidden_size=WIDTH,
-        intermediate_size=FEED_FORWARD,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEY_HEADS,
+        hidden_size=MICRO.width,
+        intermediate_size=MICRO.feed_forward,
+        num_hidden_layers=MICRO.layers,
+        num_attention_heads=MICRO.heads,
+        num_key_value_heads=MICRO.key_heads,
         max_position_embeddings=CONTEXT,
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
@@ -160,40 +183,42 @@ def labelled() -> Callable[[int], list[tuple[str, str]]]:
     return make
 
 
-def _weights(random: np.random.Generator, vocabulary: int) -> dict[str, Any]:
-    key_width = WIDTH // HEADS * KEY_HEADS
+def _weights(random: np.random.Generator, vocabulary: int, shape: Shape) -> dict[str, Any]:
+    key_width = shape.width // shape.heads * shape.key_heads
     shapes = {
-        "self_attn.q_proj": (WIDTH, WIDTH),
-        "self_attn.k_proj": (key_width, WIDTH),
-        "self_attn.v_proj": (key_width, WIDTH),
-        "self_attn.o_proj": (WIDTH, WIDTH),
-        "mlp.gate_proj": (FEED_FORWARD, WIDTH),
-        "mlp.up_proj": (FEED_FORWARD, WIDTH),
-        "mlp.down_proj": (WIDTH, FEED_FORWARD),
+        "self_attn.q_proj": (shape.width, shape.width),
+        "self_attn.k_proj": (key_width, shape.width),
+        "self_attn.v_proj": (key_width, shape.width),
+        "self_attn.o_proj": (shape.width, shape.width),
+        "mlp.gate_proj": (shape.feed_forward, shape.width),
+        "mlp.up_proj": (shape.feed_forward, shape.width),
+        "mlp.down_proj": (shape.width, shape.feed_forward),
     }
-    made = {"model.embed_tokens.weight": random.normal(0, 1, (vocabulary, WIDTH))}
-    for layer in range(LAYERS):
-        for name, shape in shapes.items():
-            made[f"model.layers.{layer}.{name}.weight"] = random.normal(0, shape[1] ** -0.5, shape)
+    made = {"model.embed_tokens.weight": random.normal(0, 1, (vocabulary, shape.width))}
+    for layer in range(shape.layers):
+        for name, size in shapes.items():
+            made[f"model.layers.{layer}.{name}.weight"] = random.normal(0, size[1] ** -0.5, size)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            made[f"model.layers.{layer}.{name}.weight"] = random.uniform(0.5, 1.5, WIDTH)
-    made["model.norm.weight"] = random.uniform(0.5, 1.5, WIDTH)
-    made["lm_head.weight"] = random.normal(0, 0.3, (vocabulary, WIDTH))
+            made[f"model.layers.{layer}.{name}.weight"] = random.uniform(0.5, 1.5, shape.width)
+    made["model.norm.weight"] = random.uniform(0.5, 1.5, shape.width)
+    made["lm_head.weight"] = random.normal(0, 0.3, (vocabulary, shape.width))
     return {name: array.astype(np.float16).astype(np.float32) for name, array in made.items()}
 
 
-def _write(path: Path, vocabulary: Sequence[tuple[str, float, int]], weights: Mapping[str, Any]) -> None:
+def _write(
+    path: Path, vocabulary: Sequence[tuple[str, float, int]], weights: Mapping[str, Any], shape: Shape
+) -> None:
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KEY_HEADS)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.key_heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_rope_dimension_count(shape.width // shape.heads)
     writer.add_vocab_size(len(vocabulary))
     writer.add_file_type(1)
     writer.add_tokenizer_model("llama")
@@ -207,14 +232,14 @@ def _write(path: Path, vocabulary: Sequence[tuple[str, float, int]], weights: Ma
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
     for name, array in weights.items():
-        writer.add_tensor(*_tensor(name, array))
+        writer.add_tensor(*_tensor(name, array, shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _tensor(name: str, array: Any) -> tuple[str, Any]:
+def _tensor(name: str, array: Any, shape: Shape) -> tuple[str, Any]:
     outer = {
         "model.embed_tokens.weight": "token_embd.weight",
         "model.norm.weight": "output_norm.weight",
@@ -223,7 +248,7 @@ def _tensor(name: str, array: Any) -> tuple[str, Any]:
     if name in outer:
         return outer[name], array.astype(np.float16) if array.ndim > 1 else array
     _, _, layer, inner = name.removesuffix(".weight").split(".", 3)
-    for part, heads in (("q_proj", HEADS), ("k_proj", KEY_HEADS)):
+    for part, heads in (("q_proj", shape.heads), ("k_proj", shape.key_heads)):
         if inner.endswith(part):  # llama.cpp pairs neighbouring dimensions in rope, transformers halves
-            array = array.reshape(heads, 2, -1, WIDTH).swapaxes(1, 2).reshape(array.shape)
+            array = array.reshape(heads, 2, -1, shape.width).swapaxes(1, 2).reshape(array.shape)
     return f"blk.{layer}.{NAMES[inner]}.weight", array.astype(np.float16) if array.ndim > 1 else array

@@ -58,31 +58,6 @@ def test_rows_that_cannot_be_asked_keep_their_place_and_say_why(
     assert facts["error_reasons"] == {"empty text": 1, "too long": 1}
 
 
-def test_settings_that_say_how_to_run_change_no_byte(
-    micro: Any, dataset: Make, make_work: Make, labelled: Make
-) -> None:
-    data = dataset(labelled(60))
-    files = set()
-    for threads in (1, 2, 3):
-        work = make_work(micro.gguf.parent, data, f"threads-{threads}", n_threads=threads)
-        predict(work)
-        files.add((work.output / "predictions.parquet").read_bytes())
-    assert len(files) == 1
-
-
-def test_batch_size_changes_no_more_than_the_last_digits(
-    micro: Any, dataset: Make, make_work: Make, labelled: Make
-) -> None:
-    data = dataset(labelled(60))
-    found = {}
-    for n_batch in (256, 1024):
-        work = make_work(micro.gguf.parent, data, f"batch-{n_batch}", n_batch=n_batch)
-        predict(work)
-        found[n_batch] = rows_of(work.output)
-    for small, large in zip(found[256], found[1024], strict=True):
-        assert small["probabilities"] == pytest.approx(large["probabilities"], abs=2e-3)
-
-
 def test_limit_takes_the_first_rows(micro: Any, dataset: Make, make_work: Make, labelled: Make) -> None:
     work = make_work(micro.gguf.parent, dataset(labelled(20)), limit=7, block_rows=3)
     assert predict(work)["rows"] == 7
