@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from tunemill.errors import ConfigurationError
+from tunemill.errors import ConfigurationError, Stopped
 from tunemill.infer.engine import Size
 from tunemill.infer.generate import Continuation, Prompt, Sampling, cells, draw, generate
 from tunemill.infer.model import Model
@@ -169,16 +169,26 @@ def test_room_for_the_answer_is_kept(micro: Any, dataset: Make, make_work: Make)
     assert short["error"] is None
 
 
-def test_settings_that_say_how_to_run_change_no_byte_of_free_answers(
+def test_neither_settings_of_the_run_nor_an_interruption_change_a_byte_of_samples(
     micro: Any, dataset: Make, make_work: Make, labelled: Make
 ) -> None:
     data = dataset(labelled(150), (), "text")
-    files = set()
-    for name, settings in {"few": {"n_threads": 1, "n_batch": 256}, "many": {"n_threads": 3}}.items():
-        work = make_work(micro.gguf.parent, data, name, max_new_tokens=8, temperature=0.8, n=2, **settings)
-        predict(work)
-        files.add((work.output / "predictions.parquet").read_bytes())
-    assert len(files) == 1
+    settings = {"max_new_tokens": 6, "temperature": 0.8, "n": 3, "block_rows": 80}
+
+    def work(name: str, **run: Any) -> Any:
+        return make_work(micro.gguf.parent, data, name, **settings, **run)
+
+    few, many, broken = work("few", n_threads=1, n_batch=256), work("many", n_threads=3), work("broken")
+
+    class StopAtSecondBlock(threading.Event):
+        def is_set(self) -> bool:
+            return (broken.scratch / "blocks" / "000000.parquet").exists()
+
+    with pytest.raises(Stopped):
+        predict(replace(broken, stop=StopAtSecondBlock()))
+    for one in (few, many, broken):
+        predict(one)
+    assert len({(one.output / "predictions.parquet").read_bytes() for one in (few, many, broken)}) == 1
 
 
 @pytest.mark.parametrize("key", ["stop", "choices"])

@@ -10,13 +10,14 @@ from contextlib import closing
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pyarrow.parquet
 import pytest
 
 from tunemill.errors import BadDataError, ConfigurationError, UsageError
 from tunemill.infer.config import InferConfig
 from tunemill.infer.constraints import Constraint, check
-from tunemill.infer.engine import Size
+from tunemill.infer.engine import Engine, Size, run_of
 from tunemill.infer.generate import BROKEN, CUT_OFF, STUCK, Continuation, Prompt, Sampling, cells, generate
 from tunemill.infer.grammar import Grammar
 from tunemill.infer.model import Model
@@ -243,6 +244,19 @@ def test_tokens_without_a_spelling_are_no_part_of_an_answer(model: Model) -> Non
         assert [state.permits(token) for token in (0, 1, 2)] == [False, False, True] == list(permitted[:3])
         assert state.may_end()
         state.close()
+
+
+def test_a_grammar_leaves_the_shares_of_what_it_permits_as_they_were(model: Model) -> None:
+    """Refusing one token after the other draws from what remains, not from a distribution of its own."""
+    prompt, letters = model.tokens(TEXTS[0]), "abcde"
+    with Engine(model, Size(256, 256, False), 1) as engine:
+        logits = engine.decode(run_of(prompt, 0, (0,), output_last=True))[0].astype(np.float64)
+    spelled = [model.text([token]) for token in range(model.vocabulary)]
+    weights = np.array([np.exp(logits[np.array(spelled) == letter]).sum() for letter in letters])
+    found = answers(model, Constraint("grammar", "root ::= [a-e]"), 3, texts=TEXTS[:1] * 400)
+    counts = np.array([sum(answer.text == letter for answer in found) for letter in letters])
+    assert counts.sum() == 1600
+    assert counts / 1600 == pytest.approx(weights / weights.sum(), abs=0.05)
 
 
 def test_an_answer_that_cannot_go_on_says_so(model: Model) -> None:
