@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from tunemill.data.config import PrepareConfig
+from tunemill.data.prepare import reads
 from tunemill.data.template import order
 from tunemill.errors import BadDataError
 from tunemill.recipe import Choice, resolve
@@ -235,6 +236,67 @@ def test_prompts_about_nothing_keep_all_but_the_content(
         f"Rate it as low, medium, high.\n\nText: {said}\n\nRate hope: what the writer expects"
         for said in ("N/A", "[MASK]", "")
     ]
+
+
+class TestUnlabelled:
+    @pytest.mark.parametrize(
+        ("rows", "config", "asked"),
+        [
+            pytest.param(rated(), {"label_column": "joy", "labels": LEVELS}, 2, id="label"),
+            pytest.param(several(), {"labels": SUBJECTS, "max_labels": 3}, 2, id="labels"),
+            pytest.param(rated(), RATED, 6, id="dimensions"),
+            pytest.param(
+                [{"text": f"{n}?", "answer": f"{n}!"} for n in range(9)],
+                {"completion_column": "answer"},
+                2,
+                id="text",
+            ),
+        ],
+    )
+    def test_texts_without_answers_are_only_to_be_predicted(
+        self,
+        prepared: Prepared,
+        write: Callable[..., str],
+        tmp_path: Path,
+        rows: list[dict[str, Any]],
+        config: dict[str, Any],
+        asked: int,
+    ) -> None:
+        new = tmp_path / "new.csv"
+        new.write_text("id,text\nn1,message 1 about 919 things\nn2,\n")
+        output, facts = prepared(dataset_name=write(rows), unlabelled_files=[str(new)], **config)
+        found = parquet.read_table(output / "unlabelled.parquet").to_pylist()
+        assert facts["unlabelled"] == len(found) == asked
+        assert {row.get("item") or row["id"] for row in found} == {"n1", "n2"}
+        assert all(row["label"] is None and row["completion"] == "" for row in found)
+        assert "message 1 about 919 things" in found[0]["prompt"][0]["content"]
+        without, same = prepared("without", dataset_name=write(rows), **config)
+        assert same["rows"] == facts["rows"]
+        for name in ("train.parquet", "test.parquet"):
+            assert (output / name).read_bytes() == (without / name).read_bytes()
+
+    def test_their_files_decide_what_is_prepared(self, write: Callable[..., str], tmp_path: Path) -> None:
+        new = tmp_path / "new.csv"
+        new.write_text("text\none\n")
+        config = PrepareConfig(dataset_name=write(rated()), unlabelled_files=(str(new),))
+        before = reads(config)
+        new.write_text("text\ntwo\n")
+        assert reads(config) != before
+
+    def test_two_with_one_id_are_named(
+        self, prepared: Prepared, write: Callable[..., str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "new.csv").write_text("id,text\nn1,a\nn1,b\n")
+        with pytest.raises(BadDataError, match=r"new.csv row 1 and new.csv row 2 have the same id 'n1/joy'"):
+            prepared(dataset_name=write(rated()), unlabelled_files=[str(tmp_path / "new.csv")], **RATED)
+
+    def test_conversations_have_no_texts_without_answers(
+        self, prepared: Prepared, write: Callable[..., str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "new.csv").write_text("prompt\na\n")
+        rows = [{"prompt": f"{n}?", "completion": f"{n}!"} for n in range(9)]
+        with pytest.raises(BadDataError, match="read as prompt-completion: set text_column"):
+            prepared(dataset_name=write(rows), unlabelled_files=[str(tmp_path / "new.csv")])
 
 
 RULES = "the quick brown fox jumps over the lazy dog " * 4

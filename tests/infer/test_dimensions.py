@@ -80,6 +80,30 @@ def test_every_row_says_which_text_and_dimension_it_is_about(micro: Any, data: A
     assert np.abs(by_dimension[0] - by_dimension[1]).max() > 0.01  # else the dimension were not read
 
 
+def test_texts_without_labels_are_predicted_as_others_and_have_no_gold(
+    micro: Any, data: Any, make_work: Any
+) -> None:
+    directory = data("rated")
+    table = pyarrow.parquet.read_table(directory / "test.parquet")
+    nothing = {
+        "label": pyarrow.nulls(len(table), pyarrow.string()),
+        "completion": pyarrow.array([""] * len(table)),
+    }
+    for name, column in nothing.items():
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    pyarrow.parquet.write_table(table, directory / "unlabelled.parquet")
+    works = {
+        split: make_work(micro.gguf.parent, directory, split, quant="F16", split=split)
+        for split in ("test", "unlabelled")
+    }
+    for work in works.values():
+        predict(work)
+    found = read(works["unlabelled"])
+    assert [row["gold"] for row in found] == [None] * len(table)
+    assert [{**row, "gold": LEVELS[0]} for row in found] == read(works["test"])
+    assert works["unlabelled"].config.naming() == {"shard": "-unlabelled"}
+
+
 @pytest.mark.parametrize(
     "dimensions", [pytest.param(DIMENSIONS, id="dimensions"), pytest.param((), id="label")]
 )

@@ -161,6 +161,7 @@ def _readme(card: Mapping[str, Any]) -> str:
         ),
         "## Rows",
         _table(["split", "rows"], [[split, card["rows"][split]] for split in splits]),
+        *([f"{card['unlabelled']} more are only to be predicted."] if card["unlabelled"] else []),
         f"{card['rows_read']} rows were read. Left out:",
         _table(
             ["why", "rows"],

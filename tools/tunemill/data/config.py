@@ -65,6 +65,9 @@ class PrepareConfig(StageConfig):
     dataset_license: str | None = Field(None, description="Licence of the data, for the data card")
     dataset_source: str | None = Field(None, description="Where the data came from, for the data card")
     test_files: tuple[str, ...] = Field((), description="Files or globs given as the test set")
+    unlabelled_files: tuple[str, ...] = Field(
+        (), description="Files or globs of texts without labels, for infer with split=unlabelled"
+    )
     text_column: str | None = Field(None, description="Column of the text; recognised if not given")
     label_column: str | None = Field(None, description="Column of the gold label; recognised if not given")
     completion_column: str | None = Field(

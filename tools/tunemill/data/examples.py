@@ -170,19 +170,22 @@ def described(config: PrepareConfig) -> list[tuple[str, str]]:
 
 def _from_columns(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
     text, content = _asked(row, shape, labels, config, {})
-    return [_example(row, [_user(content)], _text(row, shape.answer or ""), text, None, config)]
+    completion = _text(row, shape.answer or "") if row.answered else ""
+    return [_example(row, [_user(content)], completion, text, None, config)]
 
 
 def _from_label(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
-    label = labels.name_of(_field(row, shape.answer or ""), row.where)
+    label = labels.name_of(_field(row, shape.answer or ""), row.where) if row.answered else None
     text, content = _asked(row, shape, labels, config, {})
-    return [_example(row, [_user(content)], label, text, label, config)]
+    return [_example(row, [_user(content)], label or "", text, label, config)]
 
 
 def _from_labels(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
+    text, content = _asked(row, shape, labels, config, {})
+    if not row.answered:
+        return [_example(row, [_user(content)], "", text, None, config)]
     cell, separator = _field(row, shape.answer or ""), config.label_separator
     names = labels.names_of(cell, separator, config.max_labels or 1, row.where)
-    text, content = _asked(row, shape, labels, config, {})
     joined = separator.join(names)
     return [replace(_example(row, [_user(content)], joined, text, joined, config), labels=names)]
 
@@ -191,7 +194,7 @@ def _from_dimensions(row: Row, shape: Shape, labels: LabelSet, config: PrepareCo
     """Ask about every dimension; one that the row says nothing about has no label and no completion."""
     examples = []
     for dimension, description in described(config):
-        level = row.values.get(dimension)
+        level = row.values.get(dimension) if row.answered else None
         label = None if _missing(level) else labels.name_of(level, f"{row.where}, {dimension!r},")
         given = {DIMENSION: dimension, DESCRIPTION: description}
         text, content = _asked(row, shape, labels, config, given)

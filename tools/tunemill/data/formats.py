@@ -15,7 +15,7 @@ from typing import Any
 
 from tunemill.data import stdlib
 from tunemill.data.config import STDLIB, PrepareConfig
-from tunemill.data.tables import READERS, Row, read_table
+from tunemill.data.tables import READERS, UNLABELLED, Row, read_table
 from tunemill.errors import BadDataError, UsageError
 from tunemill.files import sha256_file
 from tunemill.progress import Progress
@@ -72,16 +72,16 @@ def source_digests(config: PrepareConfig) -> dict[str, str]:
     from tunemill.data import hub
 
     commit = hub.resolve(config.dataset_name, str(config.dataset_revision), "dataset")
-    return {"commit": commit, **{str(path): sha256_file(path) for path in _expand(config.test_files)}}
+    return {"commit": commit, **{str(path): sha256_file(path) for path in _further_files(config)}}
 
 
 def data_files(config: PrepareConfig) -> list[Path]:
-    """Return every local file that the rows are read from, train before test, each sorted.
+    """Return every local file that rows are read from: train, test, unlabelled, each sorted.
 
     Raises:
         UsageError: a name stands for no file.
     """
-    return [*_training_files(config), *_expand(config.test_files)]
+    return [*_training_files(config), *_further_files(config)]
 
 
 def read_rows(config: PrepareConfig, scratch: Path, progress: Progress) -> list[Row]:
@@ -106,6 +106,23 @@ def read_rows(config: PrepareConfig, scratch: Path, progress: Progress) -> list[
     if not rows:
         raise BadDataError(f"{config.dataset_name} is empty: it has no row to learn from")
     return rows
+
+
+def read_unlabelled(config: PrepareConfig) -> list[Row]:
+    """Return the rows of ``unlabelled_files``.
+
+    Raises:
+        BadDataError: a file is malformed.
+    """
+    return [
+        replace(row, split=UNLABELLED)
+        for path in _expand(config.unlabelled_files)
+        for row in read_table(path)
+    ]
+
+
+def _further_files(config: PrepareConfig) -> list[Path]:
+    return [*_expand(config.test_files), *_expand(config.unlabelled_files)]
 
 
 def _stdlib() -> list[Row]:

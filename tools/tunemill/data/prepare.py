@@ -20,11 +20,11 @@ from tunemill.data.content_free import FILE as CONTENT_FREE
 from tunemill.data.content_free import content_free_prompts
 from tunemill.data.deduplicate import find_duplicates
 from tunemill.data.examples import Example, Shape, described, label_values, read_examples, recognise
-from tunemill.data.formats import check_source, read_rows, source_digests
+from tunemill.data.formats import check_source, read_rows, read_unlabelled, source_digests
 from tunemill.data.labels import NO_LABELS, LabelSet, label_set
 from tunemill.data.lengths import Length, count_tokens, special_texts
 from tunemill.data.split import split_examples
-from tunemill.data.tables import Row
+from tunemill.data.tables import UNLABELLED, Row
 from tunemill.data.template import LABELS, computed_again, fill
 from tunemill.errors import BadDataError
 from tunemill.files import atomic_write, write_json
@@ -94,6 +94,10 @@ def prepare(work: Work[PrepareConfig]) -> Facts:
     findings = Findings(len(read), shape.name, dropped, duplicates.contradictions, special, digests, order)
     card = make_card(kept, findings, labels, config)
     _write(work.output, kept, labels, config)
+    unlabelled = _unlabelled(shape, labels, filled)
+    if unlabelled:
+        _write_parquet(work.output / f"{UNLABELLED}.parquet", unlabelled)
+    card["unlabelled"] = len(unlabelled)
     if shape.name in ("text-label", "dimensions"):
         write_json(work.output / CONTENT_FREE, content_free_prompts(rows, shape, labels, filled))
     write_card(work.output, card)
@@ -185,6 +189,15 @@ def _cut(
 
 
 def _check_kept(kept: Sequence[Kept], dropped: Mapping[str, Sequence[str]], config: PrepareConfig) -> None:
+    _check_ids(kept)
+    if not any(one.split == "train" for one in kept):
+        why = (
+            ", ".join(f"{len(ids)} {reason}" for reason, ids in dropped.items() if ids) or "all are held out"
+        )
+        raise BadDataError(f"{config.dataset_name} leaves no row to train on: {why}")
+
+
+def _check_ids(kept: Sequence[Kept]) -> None:
     seen: dict[tuple[str, str], str] = {}
     for one in kept:
         key = (one.example.split or "", one.example.id)
@@ -194,11 +207,25 @@ def _check_kept(kept: Sequence[Kept], dropped: Mapping[str, Sequence[str]], conf
                 "set id_column to a column that tells rows apart"
             )
         seen[key] = one.example.where
-    if not any(one.split == "train" for one in kept):
-        why = (
-            ", ".join(f"{len(ids)} {reason}" for reason, ids in dropped.items() if ids) or "all are held out"
+
+
+def _unlabelled(shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Kept]:
+    """Return the texts that are only to be predicted: all of them, for infer says why it cannot take one."""
+    rows = read_unlabelled(config)
+    if rows and not (shape.labelled or shape.name == "columns"):
+        raise BadDataError(
+            f"unlabelled_files are for tables of texts, and {config.dataset_name} is read as {shape.name}: "
+            "set text_column and label_column (or completion_column)"
         )
-        raise BadDataError(f"{config.dataset_name} leaves no row to train on: {why}")
+    examples = read_examples(rows, shape, labels, config)
+    groups = {name: number for number, name in enumerate(dict.fromkeys(map(_text_id, examples)))}
+    kept = [Kept(example, UNLABELLED, groups[_text_id(example)], Length(0, 0)) for example in examples]
+    _check_ids(kept)
+    return kept
+
+
+def _text_id(example: Example) -> str:
+    return example.item or example.id
 
 
 def _write(directory: Path, kept: Sequence[Kept], labels: LabelSet, config: PrepareConfig) -> None:
@@ -256,6 +283,7 @@ def _facts(card: Mapping[str, Any], labels: LabelSet, config: PrepareConfig) -> 
     return {
         "rows": card["rows"],
         "rows_read": card["rows_read"],
+        "unlabelled": card["unlabelled"],
         "dropped": card["dropped"],
         "form": _form(labels, config),
         "labels": len(labels.labels),

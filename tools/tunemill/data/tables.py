@@ -21,6 +21,10 @@ LARGEST_FIELD = 16 << 20
 """Characters in one csv field; the library's own limit of 131,072 is less than a long report."""
 
 
+UNLABELLED = "unlabelled"
+"""The split of texts that have no answer and are only to be predicted."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a dataset, not yet interpreted."""
@@ -31,7 +35,12 @@ class Row:
     """Identifier to use when the data have none: ``train-17``."""
     values: Mapping[str, Any]
     split: str | None = None
-    """``train``, ``validation`` or ``test`` where the source says so."""
+    """``train``, ``validation`` or ``test`` where the source says so, or ``unlabelled``."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether it has to have an answer."""
+        return self.split != UNLABELLED
 
 
 def read_table(path: Path) -> list[Row]:

@@ -31,7 +31,9 @@ class InferConfig(StageConfig):
         default=False,
         description="apply the run's GGUF LoRA to the GGUF of its base, which --input gguf=REF names",
     )
-    split: Literal["train", "validation", "test"] = Field(default="test", description="which rows to predict")
+    split: Literal["train", "validation", "test", "unlabelled"] = Field(
+        default="test", description="which rows to predict"
+    )
     limit: int = Field(default=0, ge=0, description="predict the first rows only; 0 predicts all")
     n_ctx: int = Field(
         default=0,
@@ -184,8 +186,8 @@ class InferConfig(StageConfig):
 
     @property
     def applied(self) -> str:
-        """What the name of predictions says of an adapter that was applied."""
-        return "-lora" if self.lora else ""
+        """What the name of predictions says of an adapter that was applied, and of texts without labels."""
+        return ("-lora" if self.lora else "") + ("-unlabelled" if self.split == "unlabelled" else "")
 
 
 LORA = "lora"

@@ -59,7 +59,7 @@ class Row:
     text: str
     messages: tuple[Message, ...]
     gold: str | None
-    """The label's name, or the wanted free answer."""
+    """The label's name, or the wanted free answer; None of a text that is only to be predicted."""
     item: str | None = None
     """The text's own id, where the row asks about one dimension of it."""
     dimension: str | None = None
@@ -203,7 +203,7 @@ class Blocks:
 
 def _row(values: Mapping[str, Any]) -> Row:
     messages = tuple({"role": one["role"], "content": one["content"]} for one in values["prompt"])
-    gold = values["label"] if values["label"] is not None else values["completion"]
+    gold = values["label"] if values["label"] is not None else values["completion"] or None
     golds = values.get("labels")
     return Row(
         values["id"],
