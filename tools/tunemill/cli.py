@@ -31,6 +31,7 @@ COMMANDS = {
     "compare": ("tunemill.commands.compare:compare", "Set models side by side on the same rows"),
     "sweep": ("tunemill.commands.sweep:sweep", "Train on more and more rows, and plot the learning curve"),
     "pull": ("tunemill.commands.pull:pull", "Fetch a finished GGUF, verified, and say how to run it"),
+    "serve": ("tunemill.commands.serve:serve", "Serve a GGUF to OpenAI's clients"),
     "submit": (
         "tunemill.commands.submit:submit",
         "Run a stage or the pipeline as Jobs in a Kubernetes cluster, and follow them",
