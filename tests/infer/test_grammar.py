@@ -135,6 +135,7 @@ SCHEMAS: dict[str, Any] = {
     },
     "mapping": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 2}},
     "time": {"type": "string", "format": "date-time"},
+    "many": {"properties": {f"dimension_{n}": {"type": "integer", "maximum": 9} for n in range(46)}},
 }
 
 
@@ -287,7 +288,8 @@ def test_what_llama_cpp_cannot_read_is_refused_before_a_model_is_loaded(settings
 
 
 def test_what_llama_cpp_can_read_is_not_refused() -> None:
-    for settings in ({}, {"regex": "a+"}, {"json_schema": SCHEMAS["survey"]}, {"grammar": "root ::= <[5]>"}):
+    list_of_many = {"type": "array", "items": SCHEMAS["many"], "maxItems": 100}
+    for settings in ({}, {"regex": "a+"}, {"json_schema": list_of_many}, {"grammar": "root ::= <[5]>"}):
         check(InferConfig(**settings))
 
 

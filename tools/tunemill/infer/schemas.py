@@ -110,8 +110,7 @@ class _Converter:
         if not isinstance(pointer, str) or not pointer.startswith("#"):
             raise ValueError(f"{place}/$ref is {pointer!r}: only references within the schema are possible")
         if pointer not in self._named:
-            self._named[pointer] = name = f"reference-{len(self._named)}"
-            self.rules[name] = ""  # keeps its place in the order
+            self._named[pointer] = name = self._rule("reference", "")  # may be within itself
             self.rules[name] = self.value(self._find(pointer), pointer)
         return self._named[pointer]
 
@@ -137,7 +136,25 @@ class _Converter:
         if not properties:
             return self._mapping(others, place)
         pairs = {name: self._pair(name, one, place) for name, one in properties.items()}
-        return f'("{{" space {_in_order(pairs, required)} space "}}")'
+        return f'("{{" space {self._in_order(pairs, required)} space "}}")'
+
+    def _in_order(self, pairs: Mapping[str, str], required: Sequence[str]) -> str:
+        """Return the rule of properties in their order, of which those not required may be left out.
+
+        One rule for each says what may follow it and one what may begin with it: a single expression would
+        grow with the square of the properties, and llama.cpp stops counting at 2000.
+        """
+        begin = follow = '""'
+        for name, pair in reversed(pairs.items()):
+            otherwise = ("", "") if name in required else (f" | {begin}", f" | {follow}")
+            begin = self._rule("begin", f"{pair} {follow}{otherwise[0]}")
+            follow = self._rule("follow", f'"," space {pair} {follow}{otherwise[1]}')
+        return begin
+
+    def _rule(self, kind: str, right_side: str) -> str:
+        name = f"{kind}-{len(self.rules)}"
+        self.rules[name] = right_side
+        return name
 
     def _mapping(self, others: Any, place: str) -> str:
         if others is None or others is True:
@@ -148,8 +165,7 @@ class _Converter:
         return f'("{{" space ({pair} ("," space {pair})* space)? "}}")'
 
     def _pair(self, name: str, schema: Any, place: str) -> str:
-        rule = f"property-{len(self.rules)}"
-        self.rules[rule] = ""
+        rule = self._rule("property", "")
         key = literal(json.dumps(name, ensure_ascii=False))
         self.rules[rule] = f'{key} ":" space {self.value(schema, f"{place}/properties/{name}")}'
         return rule
@@ -166,7 +182,7 @@ class _Converter:
             return '("[" space "]")'
         if most is not None and least > most:
             raise ValueError(f"{place} wants at least {least} and at most {most} items")
-        item = self.value(schema.get("items", True), f"{place}/items")
+        item = self._rule("item", self.value(schema.get("items", True), f"{place}/items"))
         further = repeated(f'("," space {item})', max(least - 1, 0), None if most is None else most - 1)
         some = f"{item} {further} space" if most != 1 else f"{item} space"
         return f'("[" space {some} "]")' if least else f'("[" space ({some})? "]")'
@@ -203,18 +219,6 @@ class _Converter:
 
     def _null(self, _schema: Schema, _place: str) -> str:
         return '"null"'
-
-
-def _in_order(pairs: Mapping[str, str], required: Sequence[str]) -> str:
-    """Return the grammar of properties in their order, of which those not required may be left out."""
-    names = list(pairs)
-    further = [f'("," space {pairs[name]}){"" if name in required else "?"}' for name in names]
-    starts = []
-    for place, name in enumerate(names):
-        starts.append(" ".join([pairs[name], *further[place + 1 :]]))
-        if name in required:
-            return f"({' | '.join(starts)})"
-    return f"({' | '.join(starts)})?"
 
 
 def _constants(schema: Schema, place: str) -> str:
