@@ -12,7 +12,7 @@ from sklearn import metrics
 
 from tunemill.cli import run
 from tunemill.errors import BadDataError
-from tunemill.evaluate.foreign import Answers, Columns, read_corpus, read_csv
+from tunemill.evaluate.foreign import Answers, Columns, read_corpus, read_csv, read_others
 
 DATA = Path(os.environ.get("TUNEMILL_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 PUBLISHED = DATA / "cap" / "predictions-llama-2-7b-test.csv"
@@ -61,6 +61,16 @@ def test_probabilities_are_in_the_order_of_the_labels(tmp_path: Path) -> None:
     given = read_csv(path, Columns("true", "said", probability_prefix="p_"), Answers())
     assert given.labels == ("a", "b")
     assert given.probabilities.tolist() == [[0.7, 0.3], [0, 0]]
+
+
+def test_other_models_answer_the_same_rows(tmp_path: Path) -> None:
+    path = table(tmp_path, "true,said,bert,gpt\na,a,b,\nb,a,b,c\n")
+    columns = Columns("true", "said", versus=("bert", "gpt"))
+    given = read_csv(path, columns, Answers())
+    assert given.labels == ("a", "b", "c")
+    others = read_others(path, columns, Answers(), given)
+    assert {name: one.answers for name, one in others.items()} == {"bert": ("b", "b"), "gpt": (None, "c")}
+    assert others["bert"].golds == given.golds
 
 
 def test_a_corpus_needs_no_gold_and_its_labels_belong_to_the_set(tmp_path: Path) -> None:
@@ -124,7 +134,8 @@ def test_the_command_writes_the_report_and_names_itself(
     rows = "".join(f"{'ab'[n % 2]};{'ab'[n % 3 == 0]};{'ab'[n % 2]};text {n}\n" for n in range(40))
     table(tmp_path, f"true;said;ann;words\n{rows}")
     words = ["--csv", "study.csv", "--gold", "true", "--predicted", "said", "--text", "words"]
-    words += ["--coder", "ann", "--delimiter", ";", "--corpus", "study.csv", "--output", "out"]
+    words += ["--versus", "ann", "--coder", "ann", "--delimiter", ";"]
+    words += ["--corpus", "study.csv", "--output", "out"]
     assert run(["evaluate", *words, "--set", "bootstrap_rounds=200", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     record = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -132,6 +143,8 @@ def test_the_command_writes_the_report_and_names_itself(
     assert said["facts"]["accuracy"] == record["headlines"]["accuracy"]["value"]
     assert [one["second"] for one in record["agreement"]["pairs"]] == ["gold", "ann"]
     assert record["prevalences"]["corpus"] is True
+    assert record["baselines"][0]["name"] == "ann"
+    assert record["baselines"][0]["paired"]["only_second"] == round(40 * (1 - said["facts"]["accuracy"]))
     assert record["inputs"][0]["reference"] == "study.csv"
     for option in ("--csv study.csv", "--coder ann", "--delimiter ';'", "--set bootstrap_rounds=200"):
         assert option in record["command"]

@@ -43,6 +43,14 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--dimension",
         {"metavar": "COLUMN", "help": "With --csv: what of its text a row is about."},
     ),
+    (
+        "--versus",
+        {
+            "metavar": "COLUMN",
+            "multiple": True,
+            "help": "With --csv: another model's answers. Repeatable.",
+        },
+    ),
     ("--item", {"metavar": "COLUMN", "help": "With --csv: the text's id, where it has several rows."}),
     (
         "--probabilities",
@@ -103,14 +111,15 @@ def judge_table(given: Mapping[str, Any], choice: Mapping[str, Any], as_json: bo
     from tunemill.evaluate.baselines import Training
     from tunemill.evaluate.bootstrap import clusters_of
     from tunemill.evaluate.evaluate import facts, judge
-    from tunemill.evaluate.foreign import read_corpus, read_csv
+    from tunemill.evaluate.foreign import read_corpus, read_csv, read_others
     from tunemill.evaluate.report import write
 
     path, corpus = Path(given["csv"]), Path(given["corpus"]) if "corpus" in given else None
     predictions = read_csv(path, columns, kind, corpus)
-    others = read_corpus(corpus, columns, kind, predictions.task) if corpus else None
+    whole = read_corpus(corpus, columns, kind, predictions.task) if corpus else None
+    others = read_others(path, columns, kind, predictions)
     clusters = clusters_of(predictions.items or predictions.ids)
-    judged = judge(predictions, Training(), clusters, config, Progress(quiet=not speaks()), others)
+    judged = judge(predictions, Training(), clusters, config, Progress(quiet=not speaks()), whole, others)
     output = Path(given["output"])
     mapping = {name: value for name, value in given.items() if name not in ("csv", "corpus", "output")}
     provenance = [_input("predictions", path, mapping), *([_input("corpus", corpus, {})] if corpus else [])]
@@ -142,6 +151,7 @@ def _columns(given: Mapping[str, Any]) -> Any:
         given["predicted"],
         **named,
         coders=tuple(given.get("coder", ())),
+        versus=tuple(given.get("versus", ())),
         probability_prefix=given.get("probabilities"),
         delimiter=delimiter,
     )

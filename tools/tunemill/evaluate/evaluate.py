@@ -60,11 +60,13 @@ def judge(
     config: EvaluateConfig,
     progress: Progress,
     corpus: Predictions | None = None,
+    others: Mapping[str, Predictions] | None = None,
 ) -> Judged:
     """Compute every figure. ``clusters`` is as in ``Bootstrap``; rows alone give 0, 1, 2, …
 
     ``corpus`` are predictions of the same task whose gold answers are not looked at: the rows that
-    prevalences are corrected for.
+    prevalences are corrected for. ``others`` are further models' answers to the same rows in the same
+    order, by their names; they stand among the baselines.
 
     Raises:
         BadDataError: the corpus or the training rows have other labels.
@@ -84,6 +86,10 @@ def judge(
         common = prevalences(predictions, bootstrap, corpus) if labelled else None
         task.advance()
     baselines, missing = _baselines(predictions, training, measured, bootstrap, config, progress)
+    rivals = [
+        _baseline(name, OTHER.format(name), given, predictions, measured, bootstrap)
+        for name, given in (others or {}).items()
+    ]
     return Judged(
         predictions=predictions,
         headlines=headlines(measured, bootstrap),
@@ -92,7 +98,7 @@ def judge(
         agreement=agreed,
         calibration=calibrated,
         prevalences=common,
-        baselines=baselines,
+        baselines=(*baselines, *rivals),
         confusions=tuple(CONFUSIONS[form](predictions)) if labelled else (),
         remarks=(*_remarks(figures, predictions, bootstrap), *missing),
         confidence=config.confidence,
@@ -208,6 +214,7 @@ def _baselines(
     return tuple(made), tuple(missing)
 
 
+OTHER = "The answers of {}."
 BASELINES = {
     "majority": "Always the answer most frequent in the train split.",
     "tfidf": "Logistic regression over TF-IDF of words and word pairs, learned from the train split.",

@@ -42,6 +42,8 @@ class Columns:
     """The text's own id, where it has several rows: they are resampled together."""
     coders: tuple[str, ...] = ()
     """What further people answered."""
+    versus: tuple[str, ...] = ()
+    """What other models answered."""
     probability_prefix: str | None = None
     """The probability of label L is in the column of this and L."""
     delimiter: str = ","
@@ -66,7 +68,7 @@ def read_csv(path: Path, columns: Columns, answers: Answers, corpus: Path | None
         BadDataError: a column or a gold value is missing, a probability is none, or a label is outside the
             levels.
     """
-    rows = _read(path, columns, (columns.gold, *columns.coders))
+    rows = _read(path, columns, (columns.gold, *columns.coders, *columns.versus))
     others = _read(corpus, columns, ()) if corpus else []
     task = _task(rows, others, columns, answers)
     found = replace(
@@ -77,6 +79,23 @@ def read_csv(path: Path, columns: Columns, answers: Answers, corpus: Path | None
         probabilities=_probabilities(rows, task, columns, path.name),
     )
     return checked(found, path.name)
+
+
+def read_others(
+    path: Path, columns: Columns, answers: Answers, judged: Predictions
+) -> dict[str, Predictions]:
+    """Read what other models answered in the table that ``judged`` was read from, by their columns.
+
+    Raises:
+        BadDataError: a label is outside the set.
+    """
+    found = {}
+    for name in columns.versus:
+        rows = _read(path, columns, (name,))
+        other = _answered(rows, judged.task, replace(columns, predicted=name), answers)
+        own = replace(other, golds=judged.golds, gold_sets=judged.gold_sets)
+        found[name] = checked(own, f"{path.name}, {name}")
+    return found
 
 
 def read_corpus(path: Path, columns: Columns, answers: Answers, task: Task) -> Predictions:
@@ -123,7 +142,7 @@ def _task(rows: Sequence[Row], others: Sequence[Row], columns: Columns, answers:
     if answers.kind:
         return Task("text", answer_kind=answers.kind)
     given = [row[columns.gold] for row in rows] + [row[columns.predicted] for row in (*rows, *others)]
-    given += [row[coder] for row in rows for coder in columns.coders]
+    given += [row[other] for row in rows for other in (*columns.coders, *columns.versus)]
     sets = [_split(field, answers.separator) if answers.separator else (field,) for field in given if field]
     found = {label for labels in sets for label in labels}
     labels = answers.levels or tuple(sorted(found, key=_natural))

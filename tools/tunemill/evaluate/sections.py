@@ -23,7 +23,7 @@ from tunemill.evaluate.plots import Mark, Point, Row
 from tunemill.evaluate.tables import COUNT, NAME, NUMBER, PERCENT, POINTS, SHARE, Column, Table, written
 
 TEXT_SHOWN = 280  # characters of an example text
-MATRIX_MOST = 60  # labels; a larger matrix is unreadable, and its figures are in report.json
+MATRIX_MOST = 60  # labels; a larger plot is unreadable, and its figures are in report.json
 ROWS_SHOWN = 20  # rows without an answer, or with a wrong free one
 NAMES = {"majority": "Majority class", "tfidf": "TF-IDF + logistic regression"}
 OURS = "These predictions"
@@ -75,8 +75,14 @@ def baselines(judged: Judged) -> Section | None:
     bars = [Row(OURS, (_ranged(main.interval),), written(kind_of(main.name), main.interval))]
     for baseline in judged.baselines:
         own = _same(main, baseline)
-        bars.append(Row(NAMES[baseline.name], (_ranged(own, "other"),), written(kind_of(main.name), own)))
-    what = f"{main.title} beside simple methods"
+        bars.append(
+            Row(
+                NAMES.get(baseline.name, baseline.name),
+                (_ranged(own, "other"),),
+                written(kind_of(main.name), own),
+            )
+        )
+    what = f"{main.title} beside other methods"
     names = [figure for figure in judged.headlines if figure.name not in LEVELS][:2]
     columns = (
         Column("method", "Method", NAME),
@@ -86,18 +92,14 @@ def baselines(judged: Judged) -> Section | None:
     lines: list[tuple[object, ...]] = [(OURS, *(figure.interval for figure in names), *[None] * len(PAIRED))]
     for baseline in judged.baselines:
         cells = (_same(figure, baseline) for figure in names)
-        lines.append((NAMES[baseline.name], *cells, *paired_cells(baseline.paired)))
-    told = [Words(f"{NAMES[one.name]}: {one.what}", soft=True) for one in judged.baselines]
+        lines.append((NAMES.get(baseline.name, baseline.name), *cells, *paired_cells(baseline.paired)))
+    told = [Words(f"{NAMES.get(one.name, one.name)}: {one.what}", soft=True) for one in judged.baselines]
     table = Table(
         "baselines", f"{what}; differences are these predictions minus the method.", columns, tuple(lines)
     )
-    blocks = (
-        Picture(plots.rows("baselines-plot", what, bars)),
-        Listing(table),
-        *told,
-        Words(MCNEMAR, soft=True),
-    )
-    return Section("baselines", "Beside the baselines", blocks)
+    picture = Picture(plots.rows("baselines-plot", what, bars))
+    said = (*told, Words(MCNEMAR, soft=True))
+    return Section("baselines", "Beside the baselines", (picture, Listing(table), *said))
 
 
 PAIRED = (
@@ -332,11 +334,16 @@ def agreement(judged: Judged) -> Section | None:
         for pair in found.pairs
     ]
     lines = tuple(row[: len(columns)] for row in cells)
-    alpha = f"Krippendorff's alpha ({found.level_of_measurement}) of all of them: {_said(found.alpha)}"
+    told = []
+    if found.alpha:
+        kind = found.level_of_measurement
+        told.append(f"Krippendorff's alpha ({kind}) of all of them: {_said(found.alpha)}")
     if found.coders_alpha:
-        alpha += f"; of the coders alone: {_said(found.coders_alpha)}"
+        told.append(f"Of the coders alone: {_said(found.coders_alpha)}")
     table = Table("agreement", "Agreement of each two.", tuple(columns), lines)
-    return Section("agreement", "Agreement with the coders", (Words(f"{alpha}."), Listing(table)))
+    return Section(
+        "agreement", "Agreement with the coders", (*(Words(f"{one}.") for one in told), Listing(table))
+    )
 
 
 def prevalence(judged: Judged) -> Section | None:
@@ -350,7 +357,7 @@ def prevalence(judged: Judged) -> Section | None:
     shown = [Row(_labelled(one), _prevalence_marks(one)) for one in found.labels]
     corrected = (("wrong", "corrected for the errors seen on the judged rows"),) if found.corpus else ()
     legend = (("ours", "predicted"), ("other", "gold"), *corrected)
-    picture = Picture(plots.rows("prevalence-plot", "How common each label is", shown, axis), legend=legend)
+    plot = Picture(plots.rows("prevalence-plot", "How common each label is", shown, axis), legend=legend)
     columns = [
         Column("label", "Label", NAME),
         Column("gold", "Gold", PERCENT),
@@ -364,10 +371,9 @@ def prevalence(judged: Judged) -> Section | None:
     told = f"Share of each label among {found.rows} {where}" + (
         f", corrected by {found.method}." if found.corpus else "."
     )
+    table = Listing(Table("prevalence", told, tuple(columns), lines))
     return Section(
-        "prevalence",
-        "How common each label is",
-        (picture, Listing(Table("prevalence", told, tuple(columns), lines))),
+        "prevalence", "How common each label is", (plot, table) if len(shown) <= MATRIX_MOST else (table,)
     )
 
 
