@@ -94,9 +94,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for place, size in ((1, 50), (2, 400))
         for seed in (1, 2)
     ]
-    write_curve(
-        root / "sweep", "tiny-parts", learning_curve(trained, groups, CONFIG), trained, "tunemill sweep …"
-    )
+    trained[-1] = replace(trained[-1], report={"tfidf_accuracy": 0.5})
+    learned = learning_curve(trained, groups, CONFIG)
+    write_curve(root / "sweep", "tiny-parts", learned, trained, "tunemill sweep …")
     return root
 
 
@@ -216,6 +216,8 @@ def test_a_learning_curve_is_the_mean_over_seeds(pages: Path) -> None:
     means = [size["scores"][0]["mean"] for size in record["sizes"]]
     assert [mean["value"] for mean in means] == [np.mean(scores) for scores in record["test_scores"]]
     assert means[0]["high"] < means[2]["low"]
+    assert record["baselines"] == {"tfidf": 0.5}
+    assert "logistic regression, from all rows: 50.0 % at base" in page(pages, "sweep").read_text()
     assert [size["scores"][0]["std"] for size in record["sizes"]] == [None, 0, 0]
 
 

@@ -53,6 +53,17 @@ class Point:
         return rows if self.seed is None else f"{rows}, seed {self.seed}"
 
 
+@dataclass(frozen=True)
+class Made:
+    """What came of a point."""
+
+    size: int
+    """Rows that it has learned from."""
+    point: Point
+    predictions: Artifact
+    report: Artifact
+
+
 @click.command(
     epilog="\b\nExamples:\n  tunemill sweep --model tiny --task stdlib --train-sizes 0,500,2000,all\n"
     "  tunemill sweep --model llama3 --task cap --train-sizes 100,1000,all --seeds 1,2,3"
@@ -231,10 +242,8 @@ def _given(point: Point, base: Artifact, data: Artifact) -> dict[str, str]:
     return given | ({"merged": base.reference} if point.size == BASE else {})
 
 
-def _run(
-    store: Store, recipe: Recipe, points: Sequence[Point], quant: str, signals: Signals
-) -> list[tuple[int, Point, Artifact]]:
-    """Make every point; return how many rows each has learned from, and its predictions."""
+def _run(store: Store, recipe: Recipe, points: Sequence[Point], quant: str, signals: Signals) -> list[Made]:
+    """Make every point."""
     progress = Progress()
     made = {}
     for name in SHARED:
@@ -250,10 +259,10 @@ def _run(
         log.info("sweep: %d of %d, %s", number, len(points), point.title)
         for step in steps_of(point, quant):
             planned = _plan(store, step, _given(point, base, data))
-            outcome = execute(store, planned, progress, signals)
+            made[step.stage] = execute(store, planned, progress, signals).artifact
             signals.raise_if_received()
-            if step.stage == "infer":
-                found.append((there if point.size is None else point.size, point, outcome.artifact))
+        size = there if point.size is None else point.size
+        found.append(Made(size, point, made["infer"], made["evaluate"]))
     return found
 
 
@@ -292,18 +301,18 @@ def _would(existing: Artifact | None) -> str:
 def _write(
     store: Store,
     recipe: Recipe,
-    made: Sequence[tuple[int, Point, Artifact]],
+    made: Sequence[Made],
     command: str,
     folder: Path,
 ) -> dict[str, Any]:
     """Judge the points, write the page and its tables, and return what ``sweep.json`` holds."""
     from tunemill.evaluate.learning import Trained, learning_curve, write_curve
 
-    answers = [read_answers(store, artifact) for _, _, artifact in made]
+    answers = [read_answers(store, each.predictions) for each in made]
     groups = read_groups(store, answers[0])
     trained = [
-        Trained(size, point.seed, each.predictions, each.provenance)
-        for (size, point, _), each in zip(made, answers, strict=True)
+        Trained(one.size, one.point.seed, each.predictions, each.provenance, one.report.facts)
+        for one, each in zip(made, answers, strict=True)
     ]
     curve = learning_curve(trained, groups, recipe.configure(load_stage("evaluate")))
     return write_curve(folder, recipe.names["run"], curve, trained, command)

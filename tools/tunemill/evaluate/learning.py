@@ -7,8 +7,8 @@ how far the seeds lie apart is the standard deviation beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from tunemill.evaluate.tables import COUNT, REFERENCE, SHARE, Column, Table, spr
 from tunemill.files import write_json
 
 PLOTTED = 2  # figures drawn, the main one first
+BASELINES = {"majority": "other", "tfidf": "wrong"}
+"""Colours of their lines."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Trained:
     predictions: Predictions
     provenance: dict[str, Any]
     """As in the report; its reference names the predictions."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """Facts of its report, where the baselines' figures are."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Curve:
     confidence: float
     sizes: tuple[Size, ...]
     """The smallest first."""
+    baselines: Mapping[str, float]
+    """The main figure of simple methods that learned from all rows, by their names."""
 
 
 def learning_curve(trained: Sequence[Trained], groups: npt.NDArray[np.intp], config: EvaluateConfig) -> Curve:
@@ -102,7 +108,9 @@ def learning_curve(trained: Sequence[Trained], groups: npt.NDArray[np.intp], con
         scores = tuple(_score(name, [measured[place][name] for place in places], bootstrap) for name in names)
         seeds = tuple(seed for place in places if (seed := trained[place].seed) is not None)
         sizes.append(Size(size, seeds, scores))
-    return Curve(len(first), config.confidence, tuple(sizes))
+    known = {name: trained[-1].report.get(f"{name}_{names[0]}") for name in sections.NAMES}
+    baselines = {name: float(value) for name, value in known.items() if value is not None}
+    return Curve(len(first), config.confidence, tuple(sizes), baselines)
 
 
 def _score(name: str, measured: Sequence[Measure], bootstrap: Bootstrap) -> Score:
@@ -133,6 +141,7 @@ def as_record(curve: Curve, trained: Sequence[Trained]) -> dict[str, Any]:
         "confidence": curve.confidence,
         "train_sizes": [size.train_size for size in curve.sizes],
         "test_scores": [list(score.test_scores) for score in main],
+        "baselines": dict(curve.baselines),
         "sizes": [asdict(size) for size in curve.sizes],
         "trainings": [
             {"train_size": one.size, "seed": one.seed, "predictions": one.provenance["reference"]}
@@ -172,8 +181,9 @@ def _curves(curve: Curve) -> Section:
     pictures = []
     for number in shares[:PLOTTED]:
         line, name = _line(curve, number), curve.sizes[0].scores[number].name
-        drawn = plots.curve(f"curve-{name}", f"{line.name} by training rows", [line], across, plots.Axis())
-        pictures.append(Picture(drawn, legend=((line.colour, line.name),)))
+        lines = [*(_level(curve, across) if number == 0 else []), line]
+        drawn = plots.curve(f"curve-{name}", f"{line.name} by training rows", lines, across, plots.Axis())
+        pictures.append(Picture(drawn, legend=tuple((each.colour, each.name) for each in reversed(lines))))
     told = Words(
         f"Across: training rows, on a logarithmic scale. Bands: {curve.confidence:.0%} ranges of the mean "
         "over the seeds, over resamples of the test rows. Faint dots: single seeds.",
@@ -210,6 +220,18 @@ def _line(curve: Curve, number: int) -> plots.Line:
         if len(score.test_scores) > 1:
             single += [plots.Point(place, value, weight=0.05) for value in score.test_scores]
     return plots.Line(curve.sizes[0].scores[number].title, tuple(points), single=tuple(single))
+
+
+def _level(curve: Curve, across: plots.Axis) -> list[plots.Line]:
+    """Return a level line for each baseline."""
+    return [
+        plots.Line(
+            f"{sections.NAMES[name]}, from all rows",
+            (plots.Point(across.low, value, weight=0), plots.Point(across.high, value, weight=0)),
+            BASELINES[name],
+        )
+        for name, value in curve.baselines.items()
+    ]
 
 
 def _leftmost(sizes: Sequence[int]) -> float:
