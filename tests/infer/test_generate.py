@@ -157,7 +157,8 @@ def test_the_stage_writes_further_samples_beside_the_first(
     predict(one)
     predict(three)
     assert [row["label"] for row in table(three)] == [row["label"] for row in table(one)]
-    assert all(len({row["label"], *row["samples"]}) == 3 for row in table(three))
+    for row in table(three):
+        assert len({row["label"], *row["samples"]}) == len({row["logprob"], *row["sample_logprobs"]}) == 3
 
 
 def test_room_for_the_answer_is_kept(micro: Any, dataset: Make, make_work: Make) -> None:

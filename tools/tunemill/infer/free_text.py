@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 
 from tunemill.errors import ConfigurationError
 from tunemill.infer import generate
@@ -64,10 +65,18 @@ def sampling_of(config: InferConfig) -> generate.Sampling:
 def _answer(found: Sequence[Continuation], constraint: Constraint | None) -> Answer:
     """Take the first sample for the answer, and keep the others beside it."""
     first, others = found[0], found[1:]
-    samples = tuple(_text(other, constraint) for other in others) if others else None
-    if first.error:
-        return Answer(error=first.error, samples=samples)
-    return Answer(_text(first, constraint), ended=first.ended, logprob=first.logprob, samples=samples)
+    answer = (
+        Answer(error=first.error)
+        if first.error
+        else Answer(_text(first, constraint), ended=first.ended, logprob=first.logprob)
+    )
+    if not others:
+        return answer
+    return replace(
+        answer,
+        samples=tuple(_text(other, constraint) for other in others),
+        sample_logprobs=tuple(other.logprob for other in others),
+    )
 
 
 def _text(found: Continuation, constraint: Constraint | None) -> str | None:

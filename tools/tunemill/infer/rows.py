@@ -40,13 +40,15 @@ SCHEMA = pyarrow.schema(
         ("golds", pyarrow.list_(pyarrow.string())),
         ("logprob", pyarrow.float64()),
         ("samples", pyarrow.list_(pyarrow.string())),
+        ("sample_logprobs", pyarrow.list_(pyarrow.float64())),
         ("pruned", pyarrow.float64()),
     ]
 )
 """``item`` and ``dimension``: which text a row is about, and what of it, where texts are rated on several
 dimensions. ``labels`` and ``golds``: the predicted and the true labels where a text may have several;
 ``label`` and ``gold`` are then those, joined. ``logprob``: nats of a free answer; ``samples``: further
-answers to the same prompt. ``pruned``: how far off the probabilities of several labels may be."""
+answers to the same prompt, ``sample_logprobs`` their nats. ``pruned``: how far off the probabilities of
+several labels may be."""
 NEEDED = ("id", "prompt", "completion", "text", "label")
 OPTIONAL = ("item", "dimension", "labels")
 
@@ -83,6 +85,8 @@ class Answer:
     """Of a free answer: its log-likelihood in nats, over all its tokens."""
     samples: tuple[str | None, ...] | None = None
     """Further answers to the same prompt; None for one that is not as asked for."""
+    sample_logprobs: tuple[float, ...] | None = None
+    """The log-likelihoods of ``samples``."""
     pruned: float | None = None
     """Of several labels: the largest share that answers left uncomputed can have together."""
 
@@ -232,6 +236,7 @@ def _table(rows: Sequence[Row], answers: Sequence[Answer]) -> Any:
         "golds": [row.golds for row in rows],
         "logprob": [answer.logprob for answer in answers],
         "samples": [answer.samples for answer in answers],
+        "sample_logprobs": [answer.sample_logprobs for answer in answers],
         "pruned": [answer.pruned for answer in answers],
     }
     return pyarrow.table(columns, schema=SCHEMA)

@@ -145,7 +145,7 @@ class _Converter:
         grow with the square of the properties, and llama.cpp stops counting at 2000.
         """
         begin = follow = '""'
-        for name, pair in reversed(pairs.items()):
+        for name, pair in reversed(list(pairs.items())):
             otherwise = ("", "") if name in required else (f" | {begin}", f" | {follow}")
             begin = self._rule("begin", f"{pair} {follow}{otherwise[0]}")
             follow = self._rule("follow", f'"," space {pair} {follow}{otherwise[1]}')
