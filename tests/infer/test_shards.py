@@ -112,7 +112,9 @@ def test_missing_shards_are_named_all_at_once(lab: Lab) -> None:
     ("settings", "said"),
     [
         pytest.param(
-            {"n_batch": 1024}, r"shard-1 and shard-0 differ in n_batch \(1024 and 512\)", id="settings"
+            {"flash_attn": True},
+            r"shard-1 and shard-0 differ in flash_attn \(True and False\)",
+            id="settings",
         ),
         pytest.param({"limit": 20}, r"shard-1 and shard-0 differ in limit \(20 and 0\)", id="rows"),
     ],

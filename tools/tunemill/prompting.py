@@ -44,7 +44,15 @@ class Prompting:
         Raises:
             BadDataError: the template refuses the messages or tries what the sandbox forbids.
         """
-        return self._with_bos(self._render(messages, add_generation_prompt=True))
+        text = self.prompts([messages])[0]
+        if isinstance(text, BadDataError):
+            raise text
+        return text
+
+    def prompts(self, conversations: Sequence[Sequence[Message]]) -> list[str | BadDataError]:
+        """Return the prompt of each conversation, or why the template refuses it."""
+        texts = render(self.chat_template, [self._variables(each, True) for each in conversations])
+        return [text if isinstance(text, BadDataError) else self._with_bos(text) for text in texts]
 
     def completion(self, messages: Sequence[Message], answer: str) -> str:
         """Return the text after ``prompt(messages)`` when the assistant says ``answer``.
@@ -52,10 +60,36 @@ class Prompting:
         The answer is rendered by the template where the conversation's text continues the
         prompt's; else (templates that rewrite earlier turns) it is the answer and EOS.
         """
-        prompt = self.prompt(messages)
-        whole = self._with_bos(
-            self._render([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
-        )
+        found = self.examples([messages], answer)[0]
+        if isinstance(found, BadDataError):
+            raise found
+        return found[1]
+
+    def examples(
+        self, conversations: Sequence[Sequence[Message]], answer: str
+    ) -> list[tuple[str, str] | BadDataError]:
+        """Return each conversation's prompt and completion, or why the template refuses it."""
+        variables = [
+            self._variables(shown, not answered)
+            for messages in conversations
+            for answered, shown in enumerate(
+                (messages, [*messages, {"role": "assistant", "content": answer}])
+            )
+        ]
+        texts = iter(render(self.chat_template, variables))
+        return [self._example(prompt, whole, answer) for prompt, whole in zip(texts, texts, strict=True)]
+
+    def _example(
+        self, prompt: str | BadDataError, whole: str | BadDataError, answer: str
+    ) -> tuple[str, str] | BadDataError:
+        if isinstance(prompt, BadDataError):
+            return prompt
+        if isinstance(whole, BadDataError):
+            return whole
+        prompt, whole = self._with_bos(prompt), self._with_bos(whole)
+        return prompt, self._rest(prompt, whole, answer)
+
+    def _rest(self, prompt: str, whole: str, answer: str) -> str:
         rest = whole[len(prompt) :].rstrip("\n") if whole.startswith(prompt) else ""
         if answer.strip() not in rest:
             rest = answer
@@ -72,8 +106,8 @@ class Prompting:
             return text
         return self.bos_token + text
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        variables = {
+    def _variables(self, messages: Sequence[Message], add_generation_prompt: bool) -> dict[str, Any]:
+        return {
             "messages": [dict(message) for message in messages],
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
@@ -81,7 +115,6 @@ class Prompting:
             "tools": None,
             "documents": None,
         }
-        return render(self.chat_template, variables)
 
 
 def read_prompting(directory: Path) -> Prompting:

@@ -114,7 +114,7 @@ def _lora(work: Work[InferConfig]) -> Path | None:
 
 def answer_block(run: Run, rows: Sequence[Row], first: int, task: progress.Task) -> list[Answer]:
     """Answer consecutive rows, the first of them number ``first`` of the split."""
-    asked = [run.asker.ask(row) for row in rows]
+    asked = run.asker.ask(rows)
     answers: list[Answer] = [
         Answer(error=question.reason) if isinstance(question, Refused) else Answer() for question in asked
     ]

@@ -52,15 +52,30 @@ class Asker:
         self._max_new_tokens = max_new_tokens
         self._known: dict[tuple[str, ...], _Labels] = {}
 
-    def ask(self, row: Row) -> Question | Refused:
-        """Return what to compute for a row, or why it cannot be."""
-        if not row.text.strip():
-            return Refused("empty text")
+    def ask(self, rows: Sequence[Row]) -> list[Question | Refused]:
+        """Return for each row what to compute, or why it cannot be."""
+        told = iter(self._rendered([row.messages for row in rows if row.text.strip()]))
+        return [
+            self._question(row, next(told)) if row.text.strip() else Refused("empty text") for row in rows
+        ]
+
+    def _rendered(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[str, str] | BadDataError]:
+        """Return each prompt with the completion of the first label; without labels, with none."""
+        if self._labels:
+            return self._prompting.examples(conversations, self._labels[0])
+        return [
+            prompt if isinstance(prompt, BadDataError) else (prompt, "")
+            for prompt in self._prompting.prompts(conversations)
+        ]
+
+    def _question(self, row: Row, rendered: tuple[str, str] | BadDataError) -> Question | Refused:
         try:
-            prompt = self._model.tokens(self._prompting.prompt(row.messages))
-            labels = self._completions(row.messages) if self._labels else None
+            if isinstance(rendered, BadDataError):
+                raise rendered
+            labels = self._completions(row.messages, rendered[1]) if self._labels else None
         except BadDataError as error:
             return Refused(f"not rendered: {error}")
+        prompt = self._model.tokens(rendered[0])
         if not prompt:
             return Refused("empty prompt")
         answer = labels.longest if labels else self._max_new_tokens
@@ -70,14 +85,13 @@ class Asker:
             )
         return Question(prompt, labels.tries, labels.sequences) if labels else Question(prompt, ())
 
-    def _completions(self, messages: Sequence[Message]) -> _Labels:
+    def _completions(self, messages: Sequence[Message], first: str) -> _Labels:
+        """Return the labels' completions; ``first`` is the first label's after these messages."""
         roles = tuple(message["role"] for message in messages)
         known = self._known.get(roles)
         if known is None:
             known = self._known[roles] = self._build(messages)
-        if self._prompting.completion(messages, self._labels[0]) != known.texts[0]:
-            return self._build(messages)
-        return known
+        return known if first == known.texts[0] else self._build(messages)
 
     def _build(self, messages: Sequence[Message]) -> _Labels:
         texts = tuple(self._prompting.completion(messages, label) for label in self._labels)
