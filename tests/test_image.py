@@ -50,9 +50,25 @@ def test_a_foreign_stage_is_refused_with_its_image(reference: str, right: str) -
         arguments_in_image(["train"], environment)
 
 
-def test_no_image_holds_the_pipeline() -> None:
-    with pytest.raises(UsageError, match="make pipeline WHERE=compose"):
-        arguments_in_image(["pipeline"], {"TUNEMILL_IMAGE_NAME": "infer"})
+@pytest.mark.parametrize("command", ["pipeline", "sweep"])
+def test_no_image_holds_every_stage(command: str) -> None:
+    with pytest.raises(UsageError, match=f"'{command}' runs every stage.*make pipeline WHERE=compose"):
+        arguments_in_image([command], {"TUNEMILL_IMAGE_NAME": "infer"})
+
+
+def test_models_are_compared_where_they_are_judged() -> None:
+    assert arguments_in_image(["compare", "a", "b"], {"TUNEMILL_IMAGE_NAME": "infer"}) == [
+        "compare",
+        "a",
+        "b",
+    ]
+    with pytest.raises(UsageError, match=r"'compare' needs the image tunemill/infer"):
+        arguments_in_image(["compare", "a", "b"], {"TUNEMILL_IMAGE_NAME": "store"})
+
+
+def test_no_image_holds_the_server() -> None:
+    with pytest.raises(UsageError, match="images/native"):
+        arguments_in_image(["serve", "lab/gguf"], {"TUNEMILL_IMAGE_NAME": "infer"})
 
 
 def test_an_image_for_cuda_needs_a_gpu_to_work_but_not_to_be_asked() -> None:

@@ -46,25 +46,32 @@ def arguments_in_image(
     if image in IMAGES and arguments[:1] != ["--version"] and (not arguments or arguments[0].startswith("-")):
         arguments = [image, *arguments]
     command = arguments[0] if arguments else ""
-    if command == "pipeline":
+    if command in ("pipeline", "sweep"):
         raise UsageError(
-            f"'pipeline' runs every stage, and this is the image of {image} alone: "
+            f"'{command}' runs every stage, and this is the image of {image} alone: "
             "start one container for each stage, as 'make pipeline WHERE=compose' does"
         )
+    if command == "serve":
+        raise UsageError(
+            "no image holds llama.cpp's server: install Tunemill on the host itself (images/native), "
+            "or pull the GGUF and give it to a server's own image"
+        )
+    if command == "compare":  # judges as evaluate does
+        _refuse_foreign(command, IMAGES["evaluate"], image, environment)
     if command in IMAGES:
-        _refuse_foreign(command, image, environment)
+        _refuse_foreign(command, IMAGES[command], image, environment)
         if not LOOKING & set(arguments):
             _need_accelerator(environment.get("TUNEMILL_BACKEND", "cpu"))
     return arguments
 
 
-def _refuse_foreign(stage: str, image: str, environment: Mapping[str, str]) -> None:
-    if IMAGES[stage] == image:
+def _refuse_foreign(command: str, needed: str, image: str, environment: Mapping[str, str]) -> None:
+    if needed == image:
         return
     reference = environment.get("TUNEMILL_IMAGE", "").partition("@")[0]
     registry, slash, _ = reference.rpartition("/")
-    right = f"{registry}{slash}{IMAGES[stage]}" if slash else f"tunemill/{IMAGES[stage]}"
-    raise UsageError(f"this is the image of {image}; '{stage}' needs the image {right}")
+    right = f"{registry}{slash}{needed}" if slash else f"tunemill/{needed}"
+    raise UsageError(f"this is the image of {image}; '{command}' needs the image {right}")
 
 
 def _need_accelerator(backend: str) -> None:
