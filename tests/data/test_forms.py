@@ -198,6 +198,12 @@ class TestDimensions:
         with pytest.raises(BadDataError, match=words):
             prepared(dataset_name=write([*rated(), {**rated(1)[0], "id": "x", **change}]), **RATED)
 
+    def test_a_blank_text_is_left_out_though_its_prompt_is_not_blank(
+        self, prepared: Prepared, write: Callable[..., str]
+    ) -> None:
+        _, facts = prepared(dataset_name=write([*rated(), {**rated(1)[0], "id": "x", "text": " "}]), **RATED)
+        assert facts["dropped"]["blank"] == 2
+
     def test_an_absent_column_is_named(self, prepared: Prepared, write: Callable[..., str]) -> None:
         with pytest.raises(BadDataError, match=r"column 'hop' that dimensions names: did you mean 'hope'"):
             prepared(dataset_name=write(rated()), **{**RATED, "dimensions": ["joy", "hop"]})
@@ -270,6 +276,7 @@ class TestUnlabelled:
         assert {row.get("item") or row["id"] for row in found} == {"n1", "n2"}
         assert all(row["label"] is None and row["completion"] == "" for row in found)
         assert "message 1 about 919 things" in found[0]["prompt"][0]["content"]
+        assert {row["text"] for row in found} == {"message 1 about 919 things", ""}
         without, same = prepared("without", dataset_name=write(rows), **config)
         assert same["rows"] == facts["rows"]
         for name in ("train.parquet", "test.parquet"):

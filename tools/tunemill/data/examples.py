@@ -217,7 +217,7 @@ def _asked(
         return text, text
     own = {"text": text} if shape.text else {}
     content = fill(config.prompt, {**row.values, **own, LABELS: labels.listed(), **given}, row.where)
-    return text or content, content
+    return text if shape.text else content, content
 
 
 def _from_messages(row: Row, shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Example]:
