@@ -3,13 +3,14 @@ arXiv 1903.00161), of answers written as text.
 
 An answer is one item or several, separated by ";": ``12.6 million``, ``2019; 2018``, ``the US dollar``.
 
-- A number is compared by its value times its scale, to two decimals in the scale of the gold answer:
-  ``1.5 million``, ``$1,500,000`` and ``1,500 thousand`` are equal, and so are ``5 %``, ``5 percent`` and
-  ``0.05``. Parentheses mean negative, as in financial reports. A wrong sign or scale is wrong.
+- A number is compared by its value to two decimals times its scale: ``1.5 million``, ``$1,500,000`` and
+  ``1,500 thousand`` are equal, and so are ``5 %`` and ``5 percent``. Parentheses mean negative, as in
+  financial reports. A wrong sign or scale is wrong. One number without a scale may also be a share:
+  ``0.0512`` is ``5.12 %``.
 - The scale after the last of several numbers is that of all which have none of their own.
-- Items match in any order, each with one other, in the way that is best for the whole.
-- F1 of a number is 1 or 0. F1 of a text is over its set of words, and 0 where the gold text has numbers
-  of which the answer has none. The F1 of several items is the sum over the larger number of items.
+- Exact match: the same items, in any order.
+- F1 is over the set of words of all items, a number being one word, its value. Where gold is one number it is
+  the exact match: half a number is none.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ import unicodedata
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Context, Decimal
 from functools import lru_cache
-
-import numpy as np
 
 KIND = "numbers-and-spans"
 KINDS = ("number", "span", "spans")
@@ -40,11 +39,11 @@ NUMBER = re.compile(  # over a text with single spaces, so that nothing is tried
     r"(?P<digits>\d{1,3}(?:,\d{3}){1,6}(?:\.\d{0,12})?|\d{1,20}(?:\.\d{0,12})?|\.\d{1,12})"
     r" ?(?P<inside>%)? ?(?P<close>\))? ?(?P<scale>%|[a-z]+)?\.?"
 )
-BETWEEN = re.compile(r"[\s\-\u2013\u2014/]+")
+BETWEEN = re.compile(r"[\s\-\u2013\u2014]+")
 EDGES = "\"'`.,:;!?()[]{}<>*_$€£¥%\u2018\u2019\u201c\u201d"  # and curly quotes
 LONGEST = 24  # characters of a word that is read as a number
 ARTICLES = frozenset(("a", "an", "the"))
-CENT = Decimal("0.01")
+CENT, SHARE = Decimal("0.01"), Decimal("0.0001")
 ROUNDED = Context(prec=60, rounding=ROUND_HALF_UP)
 
 
@@ -52,39 +51,34 @@ ROUNDED = Context(prec=60, rounding=ROUND_HALF_UP)
 class Item:
     """One part of an answer: a number, or a text."""
 
-    words: tuple[str, ...]
-    """As they are compared; numbers in one spelling."""
+    text: tuple[str, ...]
+    """Its words as they are compared."""
     number: Decimal | None = None
     """Before the scale, negative in parentheses."""
     scale: str = ""
 
-    def equals(self, other: Item) -> bool:
-        """Tell whether another item is the same as this one of a gold answer."""
-        if self.number is None or other.number is None:
-            return self.number is other.number and self.words == other.words
-        scale = SCALES[self.scale]
-        here, there = self.number, other.number * SCALES[other.scale] / scale
-        return here.quantize(CENT, context=ROUNDED) == there.quantize(CENT, context=ROUNDED)
-
-    def f1(self, other: Item) -> float:
-        """Return how much of this item of a gold answer another is."""
-        if self.number is not None:
-            return float(self.equals(other))
-        wanted, given = set(self.words), set(other.words)
-        figures = {word for word in wanted if _is_number(word)}
-        if (figures and not figures & given) or not wanted or not given:
-            return float(wanted == given)
-        return 2 * len(wanted & given) / (len(wanted) + len(given))
+    def words(self, digits: Decimal) -> tuple[str, ...]:
+        """Return what is compared: the words, or the value of the number rounded to ``digits``."""
+        if self.number is None:
+            return self.text
+        value = self.number.quantize(digits, context=ROUNDED) * SCALES[self.scale]
+        return (f"{value.quantize(SHARE, context=ROUNDED) + 0:f}",)  # + 0: there is no negative zero
 
 
 def score(gold: str, answer: str) -> tuple[float, float]:
-    """Return exact match, 0 or 1, and F1."""
+    """Return exact match, 0 or 1, and F1: of the best reading of the answer."""
     wanted, given = items(gold), items(answer)
-    if not wanted or not given:
-        return (float(wanted == given),) * 2
-    matched = _best([[float(one.equals(other)) for other in given] for one in wanted])
-    larger = max(len(wanted), len(given))
-    return float(matched == larger), _best([[one.f1(other) for other in given] for one in wanted]) / larger
+    readings = [CENT, SHARE] if len(given) == 1 and not given[0].scale else [CENT]
+    return max(_score(wanted, given, digits) for digits in readings)
+
+
+def _score(wanted: tuple[Item, ...], given: tuple[Item, ...], digits: Decimal) -> tuple[float, float]:
+    one, two = [item.words(CENT) for item in wanted], [item.words(digits) for item in given]
+    exact = float(sorted(one) == sorted(two))
+    if len(wanted) == 1 and wanted[0].number is not None:
+        return exact, exact
+    gold, answer = ({word for words in side for word in words} for side in (one, two))
+    return exact, 2 * len(gold & answer) / max(len(gold) + len(answer), 1) if gold or answer else exact
 
 
 def kind(gold: str) -> str:
@@ -127,11 +121,3 @@ def _word(text: str) -> str:
 
 def _is_number(word: str) -> bool:
     return word.replace(".", "", 1).isdecimal() and word.isascii() and len(word) <= LONGEST
-
-
-def _best(table: list[list[float]]) -> float:
-    """Return the largest sum of one-to-one matches in ``(gold items, given items)``."""
-    from scipy.optimize import linear_sum_assignment
-
-    scored = np.array(table)
-    return float(scored[linear_sum_assignment(scored, maximize=True)].sum())
