@@ -123,7 +123,10 @@ def test_the_batch_changes_no_byte_and_a_row_without_text_is_marked(
 ) -> None:
     directory = data(3, texts=[*TEXTS, " "])
     files = []
-    for name, settings in (("one", {"n_batch": 256}), ("two", {"n_batch": 1024, "n_threads": 2})):
+    for name, settings in (
+        ("one", {"n_batch": 256}),
+        ("two", {"n_batch": 1024, "n_threads": 2, "n_parallel": 3}),
+    ):
         work = make_work(micro.gguf.parent, directory, name, quant="F16", **settings)
         rows = run(work)
         files.append((work.output / "predictions.parquet").read_bytes())
