@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from backends import provenance
+from tunemill.cli import run
 from tunemill.errors import BadDataError
 from tunemill.evaluate.config import STAGE, EvaluateConfig
 from tunemill.evaluate.evaluate import evaluate, read_clusters
 from tunemill.evaluate.predictions import read_predictions
+from tunemill.progress import Progress
+from tunemill.store import Draft, open_store
 from tunemill.work import Input, Work
 
 Make = Callable[..., Any]
@@ -94,6 +99,12 @@ def test_rows_of_one_text_are_one_cluster(rows: Any, write_inputs: Make) -> None
         (inputs / "data" / "test.parquet").unlink(missing_ok=True)
 
 
+def test_a_dimension_that_the_task_does_not_have_is_refused(rows: Any, write_inputs: Make) -> None:
+    inputs = write_inputs(dimensions(rows), ordered=True, dimensions=["hope", "joy"])
+    with pytest.raises(BadDataError, match="row t0/trust is about 'trust', no dimension of the task"):
+        read_predictions(inputs / "predictions")
+
+
 def test_numbers_and_spans(rows: Any, write_inputs: Make, make_work: Make) -> None:
     for n, row in enumerate(rows):
         row["probabilities"] = None
@@ -142,3 +153,40 @@ def test_a_corpus_is_one_more_input() -> None:
     templates = STAGE.templates(EvaluateConfig(corpus="tiny/predictions-all"))
     assert templates["corpus"] == "tiny/predictions-all"
     assert set(templates) == {"predictions", "data", "corpus"}
+
+
+def test_the_command_in_a_report_on_a_corpus_makes_it_again(
+    rows: Any,
+    write_inputs: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TUNEMILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TUNEMILL_STORE", str(tmp_path / "store"))
+    store, inputs = open_store(str(tmp_path / "store"), create=True), write_inputs(rows)
+    quiet = Progress(quiet=True)
+    for name, kind in (
+        ("predictions-f16", "predictions"),
+        ("predictions-all", "predictions"),
+        ("data", "data"),
+    ):
+        draft = Draft(f"tiny-parts/{name}", kind, inputs / kind, {}, provenance(inputs={}))
+        store.publish(draft, quiet)
+    words = [
+        "--set",
+        "quant=F16",
+        "--set",
+        "corpus=tiny-parts/predictions-all",
+        "--set",
+        "bootstrap_rounds=100",
+    ]
+    assert run(["evaluate", "--run", "tiny-parts", *words, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert set(made["inputs"]) == {"predictions", "data", "corpus"}
+    store.pull(store.resolve(made["reference"]), tmp_path / "report", quiet)
+    record = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert record["prevalences"]["corpus"] is True
+    assert run([*shlex.split(record["command"])[1:], "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["reference"], again["reused"]) == (made["reference"], True)

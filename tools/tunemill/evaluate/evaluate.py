@@ -201,7 +201,7 @@ def _baselines(
     if not predictions.labels:
         return (), ()
     if not training.labels:
-        return (), ("There are no baselines, because the data has no labelled train split.",)
+        return (), ("There is no majority or TF-IDF baseline, because there is no labelled train split.",)
     made, missing = [], []
     with progress.task("baselines", len(BASELINES), "methods") as task:
         for name, what in BASELINES.items():

@@ -114,6 +114,11 @@ def checked_answers(predictions: Predictions, name: str) -> Predictions:
     if len(set(predictions.ids)) < len(predictions):
         twice = next(one for one, count in Counter(predictions.ids).items() if count > 1)
         raise BadDataError(f"{name} has the id {twice!r} twice: give every row an id of its own")
+    for identifier, dimension in zip(
+        predictions.ids, predictions.dimensions, strict=False
+    ):  # or there are none
+        if dimension not in predictions.task.dimensions:
+            raise BadDataError(f"{name}: row {identifier} is about {dimension!r}, no dimension of the task")
     _known(predictions, name, "predicted", answer_sets(predictions))
     return predictions
 
