@@ -102,6 +102,13 @@ join_parts: Decorator[Any] = click.option(
     metavar="FILE",
     help="Convert nothing; join the GGUF that this file is a part of into one file beside it.",
 )
+ids: Decorator[Any] = click.option(
+    "--id",
+    "ids",
+    metavar="ID",
+    multiple=True,
+    help="Publish nothing; answer this row and show prompt, answer and true label. May be repeated.",
+)
 dry_run: Decorator[Any] = click.option(
     "--dry-run", is_flag=True, help="Show configuration, inputs and whether it would run; run nothing."
 )

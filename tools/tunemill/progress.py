@@ -36,6 +36,8 @@ class Task:
         self.done = 0.0
         self.note = ""
         self.started = time.monotonic()
+        self.before = 0.0
+        """What was done before the task began, which says nothing of its rate."""
         self.logged = -1.0
         """What was done when its last log line was written."""
         self._show = show
@@ -47,15 +49,20 @@ class Task:
             self.note = note
         self._show(self, False)
 
+    def skip(self, amount: float) -> None:
+        """Count ``amount`` units as done by an earlier run."""
+        self.done += amount
+        self.before += amount
+
     def line(self) -> str:
         """``train 12/40 steps, 3.1/s, 9 s left, loss 1.23`` without a newline."""
         elapsed = max(time.monotonic() - self.started, 1e-9)
-        rate = self.done / elapsed
+        rate = (self.done - self.before) / elapsed
         bare = "B" if self.unit == "B" else ""  # bytes keep their unit, counts name it once
         parts = [f"{self.name} {_count(self.done, self.unit)}"]
         if self.total:
             parts[0] = f"{self.name} {_count(self.done, bare)}/{_count(self.total, self.unit)}"
-        if self.done:
+        if rate:
             parts.append(f"{_count(rate, bare)}/s")
             if self.total and self.total * ENOUGH_TO_FORETELL <= self.done < self.total:
                 parts.append(f"{(self.total - self.done) / rate:.0f} s left")

@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -192,6 +193,16 @@ def execute(store: Store, planned: Plan, progress: Progress, signals: Signals) -
                 return _reuse(store, planned, made_meanwhile, started, group)
             artifact = _make(store, planned, folder, progress, signals, group)
     return Outcome(planned, artifact, False, time.monotonic() - started)
+
+
+@contextmanager
+def rehearse(store: Store, planned: Plan, progress: Progress) -> Iterator[Work[Any]]:
+    """Yield a stage's work with its inputs, in directories of its own; nothing is kept or published."""
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=cache_directory()) as folder:
+        work = _prepare(store, planned, Path(folder), progress, Alone(), _provenance(planned))
+        _pull(store, planned, Path(folder) / "inputs", progress)
+        yield work
 
 
 @contextmanager

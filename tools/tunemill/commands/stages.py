@@ -79,6 +79,7 @@ def stage_command(name: str) -> click.Command:
         types: str | None = None,
         memory_budget: str | None = None,
         context: int | None = None,
+        ids: Sequence[str] = (),
         **choice: Any,
     ) -> None:
         if check_model is not None:
@@ -112,6 +113,11 @@ def stage_command(name: str) -> click.Command:
             side_by_side.run(store, plans, wanted, as_json, signals)
             return
         planned = plan(store, stage, recipe, chosen)
+        if ids and not dry_run:
+            from tunemill.commands import samples
+
+            samples.show(store, planned, ids, as_json, signals)
+            return
         if requantize and not dry_run and planned.foreign and planned.existing is None:
             made = remake_foreign(store, planned, Progress(quiet=not speaks()), signals)
             planned = plan(store, stage, recipe, {**chosen, **made})
@@ -128,6 +134,7 @@ def stage_command(name: str) -> click.Command:
     proves = [options.publish_anyway] if "publish_anyway" in stage.config.model_fields else []
     checks = [options.check_model, options.join_parts] if name == "convert" else []
     binds = [options.requantize, options.reprove] if stage.bound_inputs else []
+    singles = [options.ids] if name == "infer" else []
     several = [options.context, options.memory_budget, options.types] if name == "quantize" else []
     tables = [foreign.options] if name == "evaluate" else []
     for option in (
@@ -136,6 +143,7 @@ def stage_command(name: str) -> click.Command:
         *checks,
         *binds,
         *several,
+        *singles,
         *tables,
         *proves,
         options.inputs,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,35 +52,13 @@ def predict(work: Work[InferConfig]) -> Facts:
     if work.config.joins:
         return join(work)
     config, data = work.config, work.inputs["data"].path
-    wanted = read_task(data)
-    free_text.refuse_idle(config, wanted)
-    content_free = _content_free(config, wanted, data)
     rows = Rows(data, config.split, config.limit)
-    path = find_gguf(work.inputs["gguf"].path)
-    prompting = read_prompting(work.inputs["gguf"].path)
-    lora = _lora(work)
-    check_loads(path, lora)
     blocks = Blocks(work.scratch / "blocks", _identity(work))
     own = (config.block_rows, config.shard_index or 0, config.shard_count)
     count = rows.count_of(*own)
     started, before = time.monotonic(), min(count, blocks.finished * config.block_rows)
-    size = Size(0, config.n_batch, config.flash_attn, config.n_parallel)
-    with (
-        Model(path, config.n_gpu_layers, lora) as model,
-        Pool(model, size, config.n_threads, work.stop) as pool,
-        work.progress.task("infer", count, "rows") as task,
-    ):
-        longest = _longest(config, model)
-        run = Run(
-            config,
-            model,
-            pool,
-            Asker(model, prompting, wanted, longest, config.max_new_tokens),
-            wanted,
-        )
-        hosts = reprove(work, model)
-        run = _calibrated(run, content_free)
-        task.advance(before)
+    with opened(work) as (run, hosts), work.progress.task("infer", count, "rows") as task:
+        task.skip(before)
         for place, (number, block) in enumerate(rows.blocks(*own)):
             if place >= blocks.finished:
                 blocks.add(block, answer_block(run, block, number * config.block_rows, task))
@@ -87,12 +66,36 @@ def predict(work: Work[InferConfig]) -> Facts:
     blocks.join(work.output / PREDICTIONS)
     for name in DESCRIPTION:
         shutil.copyfile(data / name, work.output / name)
-    facts = {**_same_in_all_shards(wanted, config), **tally(blocks.tables())}
+    facts = {**_same_in_all_shards(run.task, config), **tally(blocks.tables())}
     if config.shard_count == 1:
         refuse_none_predicted(blocks.tables(), facts)
     calibration = {CONTENT_FREE: run.calibration.record()} if run.calibration else {}
     write_json(work.output / RECORD, {**facts, **calibration, **_identity(work)})
     return {**facts, **hosts, "rows_per_second": round((count - before) / seconds, 1) if seconds else 0.0}
+
+
+@contextmanager
+def opened(work: Work[InferConfig]) -> Iterator[tuple[Run, Facts]]:
+    """Load the model; yield what rows are answered with, and what was found out about this host.
+
+    Raises:
+        BadDataError: an input is not what it has to be.
+        ConfigurationError: the model or the memory is not fit for the settings.
+    """
+    config, data, gguf = work.config, work.inputs["data"].path, work.inputs["gguf"].path
+    wanted = read_task(data)
+    free_text.refuse_idle(config, wanted)
+    content_free = _content_free(config, wanted, data)
+    path, prompting, lora = find_gguf(gguf), read_prompting(gguf), _lora(work)
+    check_loads(path, lora)
+    size = Size(0, config.n_batch, config.flash_attn, config.n_parallel)
+    with (
+        Model(path, config.n_gpu_layers, lora) as model,
+        Pool(model, size, config.n_threads, work.stop) as pool,
+    ):
+        asker = Asker(model, prompting, wanted, _longest(config, model), config.max_new_tokens)
+        hosts = reprove(work, model)
+        yield _calibrated(Run(config, model, pool, asker, wanted), content_free), hosts
 
 
 def _lora(work: Work[InferConfig]) -> Path | None:

@@ -59,6 +59,11 @@ class Asker:
             self._question(row, next(told)) if row.text.strip() else Refused("empty text") for row in rows
         ]
 
+    def prompt(self, row: Row) -> str:
+        """Return a row's prompt as the model reads it, or its messages where that is refused."""
+        text = self._prompting.prompts([row.messages])[0]
+        return "\n".join(one["content"] for one in row.messages) if isinstance(text, BadDataError) else text
+
     def _rendered(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[str, str] | BadDataError]:
         """Return each prompt with the completion of the first label; without labels, with none."""
         if self._labels:
