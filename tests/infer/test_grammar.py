@@ -97,6 +97,7 @@ def test_every_answer_matches_the_pattern_whole(model: Model, pattern: str) -> N
         pytest.param(r"(a*)*", "repeated without end", id="ambiguous"),
         pytest.param(r"a{3000}", "more than 2000", id="too-often"),
         pytest.param(r"a*+", "possessive", id="possessive"),
+        pytest.param("(" * 300 + "a" + ")" * 300, "too many parentheses", id="deep"),
         pytest.param(r"[^\x00-\U0010ffff]", "a set of characters is empty", id="impossible"),
     ],
 )
@@ -195,6 +196,11 @@ def spells(model: Model, grammar: Grammar, text: str) -> bool:
         pytest.param({"type": "string", "enum": [1]}, "another type", id="enum-of-another-type"),
         pytest.param({"minLength": 2, "minimum": 1}, "no type", id="no-type"),
         pytest.param({"type": "string", "pattern": "(?i)a"}, "#/pattern: flags", id="pattern"),
+        pytest.param({"type": "string", "pattern": 3}, "#/pattern is no text", id="pattern-of-no-text"),
+        pytest.param({"properties": ["a"]}, "#/properties is no object", id="properties"),
+        pytest.param({"type": "array", "prefixItems": {"a": 1}}, "#/prefixItems is no list", id="prefix"),
+        pytest.param({"type": "object", "required": 3}, "#/required is no list", id="required-of-no-list"),
+        pytest.param({"type": "object", "$defs": [1], "$ref": "#/$defs/0"}, "'type'", id="beside-reference"),
     ],
 )
 def test_schemas_that_no_grammar_can_promise_are_refused(schema: Any, why: str) -> None:
@@ -279,6 +285,7 @@ def test_an_answer_that_cannot_go_on_says_so(model: Model) -> None:
         pytest.param({"grammar": 'root ::= "a'}, "grammar: .*unexpected end of input", id="malformed"),
         pytest.param({"grammar": 'start ::= "a"'}, "grammar: .*'root'", id="no-root"),
         pytest.param({"regex": "((a?){1000}){3}"}, "regex: .*number of rules", id="too-large"),
+        pytest.param({"grammar": f"root ::= {'(' * 300_000}"}, r"grammar: .*crashes \(signal", id="deep"),
     ],
 )
 def test_what_llama_cpp_cannot_read_is_refused_before_a_model_is_loaded(settings: Any, why: str) -> None:
@@ -318,6 +325,9 @@ def test_schemas_and_grammars_are_read_from_files(tmp_path: Any) -> None:
     grammar.write_text('root ::= "ä"\n')
     assert InferConfig(json_schema=str(schema)).json_schema == SCHEMAS["text"]
     assert InferConfig(json_schema=schema.read_text()) == InferConfig(json_schema=str(schema))
+    assert InferConfig(json_schema={"properties": {1: {"const": 2}}}).json_schema["properties"] == {
+        "1": {"const": 2}
+    }
     assert InferConfig(grammar=str(grammar)).grammar == 'root ::= "ä"\n'
 
 

@@ -75,12 +75,11 @@ def read_schema(given: Any) -> Any:
     Raises:
         ValueError: there is no such file, or it holds no JSON.
     """
-    if not isinstance(given, str):
-        return given
-    text = given if given.lstrip().startswith("{") else _file(given, "a JSON object")
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        if not isinstance(given, str):  # YAML's keys may be numbers
+            return json.loads(json.dumps(given, allow_nan=False))
+        return json.loads(given if given.lstrip().startswith("{") else _file(given, "a JSON object"))
+    except (json.JSONDecodeError, TypeError, RecursionError) as error:
         raise ValueError(f"no JSON: {error}") from error
 
 

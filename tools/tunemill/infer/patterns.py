@@ -98,15 +98,21 @@ def pattern_rule(pattern: str, spelling: Spelling = one_of) -> str:
         ValueError: it is malformed, or says what no grammar can.
     """
     try:
-        parsed = _parser.parse(pattern, re.ASCII)
-    except (re.error, RecursionError, OverflowError, TypeError) as error:
+        return _Translator(spelling).sequence(_parsed(pattern))
+    except (re.error, OverflowError) as error:
         raise ValueError(f"no regular expression: {error}") from error
+    except RecursionError as error:
+        raise ValueError("too many parentheses within each other") from error
+
+
+def _parsed(pattern: str) -> list[tuple[Any, Any]]:
+    """Return the parser's items, without the anchors at the two ends."""
+    parsed = _parser.parse(pattern, re.ASCII)
     if parsed.state.flags & ~re.ASCII:
         raise ValueError("flags such as (?i) are not possible: write out what they stand for")
     items = list(parsed)
     items = items[bool(items) and _is_anchor(items[0], "BEGINNING") :]
-    items = items[: len(items) - (bool(items) and _is_anchor(items[-1], "END"))]
-    return _Translator(spelling).sequence(items)
+    return items[: len(items) - (bool(items) and _is_anchor(items[-1], "END"))]
 
 
 class _Translator:

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from tunemill.infer.digits import integers, numbers
 from tunemill.infer.patterns import Ranges, complement, literal, one_of, pattern_rule, repeated, union
 
 Schema = Mapping[str, Any]
+T = TypeVar("T")
+
+KINDS: Mapping[type, str] = {dict: "object", list: "list", str: "text"}
 
 NOTES = frozenset(
     {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples"}
@@ -124,14 +127,14 @@ class _Converter:
         return found
 
     def _any_of(self, schemas: Any, place: str) -> str:
-        if not isinstance(schemas, Sequence) or not schemas:
+        if not isinstance(schemas, list) or not schemas:
             raise ValueError(f"{place}/anyOf is no list of schemas")
         return _either([self.value(one, f"{place}/anyOf/{n}") for n, one in enumerate(schemas)])
 
     def _object(self, schema: Schema, place: str) -> str:
-        properties, others = schema.get("properties") or {}, schema.get("additionalProperties")
-        required = list(schema.get("required") or ())
-        if unknown := [name for name in required if name not in properties]:
+        properties, others = _given(schema, "properties", dict, place), schema.get("additionalProperties")
+        required = _given(schema, "required", list, place) or []
+        if unknown := [name for name in required if name not in (properties or ())]:
             raise ValueError(f"{place} requires {unknown[0]!r}, which its properties do not describe")
         if not properties:
             return self._mapping(others, place)
@@ -172,7 +175,7 @@ class _Converter:
 
     def _array(self, schema: Schema, place: str) -> str:
         least, most = _count(schema, "minItems", place) or 0, _count(schema, "maxItems", place)
-        if prefix := schema.get("prefixItems"):
+        if prefix := _given(schema, "prefixItems", list, place):
             if not least <= len(prefix) <= (len(prefix) if most is None else most):
                 raise ValueError(f"{place} wants {least} to {most} items, but prefixItems has {len(prefix)}")
             items = [self.value(one, f"{place}/prefixItems/{n}") for n, one in enumerate(prefix)]
@@ -195,11 +198,12 @@ class _Converter:
         if not chosen:
             return rf'("\"" {repeated("character", least, most)} "\"")' if least or most else "any-text"
         if chosen == ["pattern"]:
+            pattern = _given(schema, "pattern", str, place) or ""
             try:
-                return rf'("\"" {pattern_rule(schema["pattern"], _in_text)} "\"")'
+                return rf'("\"" {pattern_rule(pattern, _in_text)} "\"")'
             except ValueError as error:
                 raise ValueError(f"{place}/pattern: {error}") from error
-        if schema["format"] not in FORMATS:
+        if _given(schema, "format", str, place) not in FORMATS:
             raise ValueError(f"{place}/format is {schema['format']!r}, expected {', '.join(FORMATS)}")
         return rf'("\"" {FORMATS[schema["format"]]} "\"")'
 
@@ -225,7 +229,7 @@ def _constants(schema: Schema, place: str) -> str:
     values = [schema["const"]] if "const" in schema else schema["enum"]
     if "const" in schema and "enum" in schema:
         raise ValueError(f"{place} has const and enum: keep one")
-    if not isinstance(values, Sequence) or not values:
+    if not isinstance(values, list) or not values:
         raise ValueError(f"{place}/enum is no list of values")
     types = _types(schema, set(), place) if "type" in schema else list(KEYWORDS)
     fitting = [value for value in values if _type_of(value) & set(types)]
@@ -244,7 +248,7 @@ def _types(schema: Schema, asked: set[str], place: str) -> list[str]:
             raise ValueError(f"{place} has no type: give one of {', '.join(KEYWORDS)}")
         return found[-1:]
     types = [given] if isinstance(given, str) else given
-    if not isinstance(types, list) or not types or not all(kind in KEYWORDS for kind in types):
+    if not isinstance(types, list) or not types or not set(map(str, types)) <= set(KEYWORDS):
         raise ValueError(f"{place}/type is {json.dumps(given)}, expected one of {', '.join(KEYWORDS)}")
     return types
 
@@ -255,6 +259,13 @@ def _type_of(value: Any) -> set[str]:
     if isinstance(value, int | float):
         return {"number", "integer"} if float(value).is_integer() else {"number"}
     return {"string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"}
+
+
+def _given(schema: Schema, keyword: str, kind: type[T], place: str) -> T | None:
+    value = schema.get(keyword)
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{place}/{keyword} is no {KINDS[kind]}")
+    return value
 
 
 def _count(schema: Schema, keyword: str, place: str) -> int | None:
