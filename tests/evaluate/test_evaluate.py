@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tunemill.errors import BadDataError
@@ -90,6 +92,17 @@ def test_free_answers_have_their_own_figures(rows: Any, write_inputs: Make, make
 
 def test_near_duplicates_are_one_cluster(rows: Any, write_inputs: Make) -> None:
     inputs = write_inputs(rows, groups=[n // 2 + 100 for n in range(30)])
+    predictions = read_predictions(inputs / "predictions")
+    assert list(read_clusters(inputs / "data", predictions)) == [n // 2 for n in range(30)]
+
+
+def test_another_split_with_the_same_ids_is_not_taken_for_the_judged_one(
+    rows: Any, write_inputs: Make
+) -> None:
+    inputs = write_inputs(rows, groups=[n // 2 for n in range(30)])
+    table = pyarrow.parquet.read_table(inputs / "data" / "test.parquet").to_pylist()
+    others = [{**row, "text": "another text", "group": 0} for row in table]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(others), inputs / "data" / "unlabelled.parquet")
     predictions = read_predictions(inputs / "predictions")
     assert list(read_clusters(inputs / "data", predictions)) == [n // 2 for n in range(30)]
 

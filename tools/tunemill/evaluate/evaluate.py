@@ -117,21 +117,24 @@ def read_clusters(data: Path, predictions: Predictions) -> npt.NDArray[np.intp]:
     import pyarrow
     import pyarrow.parquet
 
-    groups: dict[str, int] = {}
+    groups: dict[tuple[str, str], int] = {}
+    asked = list(zip(predictions.ids, predictions.texts, strict=True))  # splits may share ids, not both
     for path in sorted(data.glob("*.parquet")):
         try:
-            table = pyarrow.parquet.read_table(path, columns=["id", "group"])
+            table = pyarrow.parquet.read_table(path, columns=["id", "text", "group"])
         except (pyarrow.ArrowInvalid, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise BadDataError(f"{path.name} cannot be read ({reason}): run prepare again") from error
-        rows = dict(zip(table["id"].to_pylist(), table["group"].to_pylist(), strict=True))
-        if all(identifier in rows for identifier in predictions.ids):
+        ids, numbers = table["id"].to_pylist(), table["group"].to_pylist()
+        texts = [text or "" for text in table["text"].to_pylist()]
+        rows = dict(zip(zip(ids, texts, strict=True), numbers, strict=True))
+        if all(one in rows for one in asked):
             groups = rows
-    texts = predictions.items or predictions.ids
+    items = predictions.items or predictions.ids
     group_of: dict[str, int | str] = {}  # rows of one text belong together whatever their groups
-    for identifier, text in zip(predictions.ids, texts, strict=True):
-        group_of.setdefault(text, groups.get(identifier, text))
-    return clusters_of([group_of[text] for text in texts])
+    for item, one in zip(items, asked, strict=True):
+        group_of.setdefault(item, groups.get(one, item))
+    return clusters_of([group_of[item] for item in items])
 
 
 def facts(judged: Judged) -> Facts:
