@@ -28,6 +28,7 @@ from tunemill.evaluate.tables import COUNT, REFERENCE, SHARE, Column, Table, spr
 from tunemill.files import write_json
 
 PLOTTED = 2  # figures drawn, the main one first
+MARGIN = 0.12  # share of the width left of the first point, where the scale upwards is written
 BASELINES = {"majority": "other", "tfidf": "wrong"}
 """Colours of their lines."""
 
@@ -227,7 +228,7 @@ def _level(curve: Curve, across: plots.Axis) -> list[plots.Line]:
     return [
         plots.Line(
             f"{sections.NAMES[name]}, from all rows",
-            (plots.Point(across.low, value, weight=0), plots.Point(across.high, value, weight=0)),
+            tuple(plots.Point(place, value, weight=0) for place in (across.ticks[0], across.ticks[-1])),
             BASELINES[name],
         )
         for name, value in curve.baselines.items()
@@ -245,8 +246,9 @@ def _across(sizes: Sequence[int]) -> plots.Axis:
         place: "base" if size == 0 else f"{size:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
         for place, size in places.items()
     }
-    ends = min(places), max(places)
-    return plots.Axis(*ends, tuple(sorted(places)), logarithmic=True, names=names)
+    low, high = min(places), max(places)
+    left = low / max(high / low, 2) ** MARGIN
+    return plots.Axis(left, high, tuple(sorted(places)), logarithmic=True, names=names)
 
 
 def _runs(curve: Curve, trained: Sequence[Trained]) -> Section:

@@ -171,12 +171,12 @@ def curve(identifier: str, title: str, lines: Sequence[Line], across: Axis, upwa
 
 
 def _grid(axis: Axis, height: float) -> Markup:
-    ends = {axis.ticks[0]: "start", axis.ticks[-1]: "end"}
+    ends = {0.0: "start", 1.0: "end"}
     drawn = []
     for tick in axis.ticks:
         place = _x(axis, tick)
         drawn.append(_element("line", x1=place, x2=place, y1=TOP, y2=height, class_="grid"))
-        anchor = ends.get(tick, "middle")
+        anchor = ends.get(axis.share(tick), "middle")
         drawn.append(
             _element("text", axis.label(tick), x=place, y=height + 15, text_anchor=anchor, class_="faint")
         )
