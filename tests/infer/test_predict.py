@@ -130,6 +130,6 @@ def test_damaged_files_of_the_data_are_named(micro: Any, dataset: Make, make_wor
     (data / "test.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(BadDataError, match=r"test.parquet is no Parquet file.*run prepare again"):
         predict(make_work(micro.gguf.parent, data))
-    (data / "labels.json").write_text("[")
+    (dataset([("text", "data")]) / "labels.json").write_text("[")
     with pytest.raises(BadDataError, match=r"labels.json cannot be read"):
         predict(make_work(micro.gguf.parent, data, "again"))
