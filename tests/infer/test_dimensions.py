@@ -14,9 +14,14 @@ import pyarrow.parquet
 import pytest
 
 from tunemill.errors import BadDataError, ConfigurationError
+from tunemill.evaluate.baselines import Training
+from tunemill.evaluate.config import EvaluateConfig
+from tunemill.evaluate.evaluate import judge, read_clusters
+from tunemill.evaluate.predictions import read_predictions
 from tunemill.infer.calibration import Calibration
 from tunemill.infer.predict import predict
 from tunemill.infer.rows import Answer
+from tunemill.progress import Progress
 from tunemill.work import Input
 
 LEVELS = ("a", "e", "o")  # of one token each, so that the model finds several of them likely
@@ -183,3 +188,19 @@ def test_calibrated_shards_make_the_undivided_file(micro: Any, data: Any, make_w
     predict(replace(joining, inputs=shards))
     for name in ("predictions.parquet", "run.json"):
         assert (joining.output / name).read_bytes() == (whole.output / name).read_bytes()
+
+
+def test_evaluate_judges_each_dimension(micro: Any, data: Any, make_work: Any) -> None:
+    directory = data("rated")
+    work = make_work(micro.gguf.parent, directory, quant="F16")
+    predict(work)
+    predictions = read_predictions(work.output)
+    clusters = read_clusters(directory, predictions)
+    assert list(clusters) == [0, 0, 1, 1, 2, 2]
+    found = judge(
+        predictions, Training(), clusters, EvaluateConfig(bootstrap_rounds=100), Progress(quiet=True)
+    )
+    assert [rating.dimension for rating in found.ratings] == [None, *DIMENSIONS]
+    assert [rating.rows for rating in found.ratings] == [6, 3, 3]
+    right = [row["label"] == LEVELS[0] for row in read(work)]
+    assert found.headlines[0].interval.value == np.mean(right)

@@ -13,8 +13,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tunemill.evaluate.baselines import Training
+from tunemill.evaluate.config import EvaluateConfig
+from tunemill.evaluate.evaluate import judge
+from tunemill.evaluate.predictions import read_predictions
 from tunemill.infer.model import Model
 from tunemill.infer.predict import predict
+from tunemill.progress import Progress
 from tunemill.prompting import read_prompting
 from tunemill.work import Work
 
@@ -141,3 +146,16 @@ def test_more_labels_than_sequences(micro: Any, data: Any, make_work: Any) -> No
     rows = run(make_work(micro.gguf.parent, data(2, labels, TEXTS[:1]), max_pruned=0, quant="F16"))
     assert 1 <= sum(rows[0]["probabilities"]) <= 2  # each set has one or two labels
     assert rows[0]["label"] in {"; ".join(chosen) for n in (1, 2) for chosen in permutations(labels, n)}
+
+
+def test_evaluate_judges_sets(micro: Any, data: Any, make_work: Any) -> None:
+    work = make_work(micro.gguf.parent, data(), quant="F16")
+    predict(work)
+    predictions = read_predictions(work.output)
+    assert predictions.gold_sets == (LABELS[:2],) * len(TEXTS)
+    config = EvaluateConfig(bootstrap_rounds=100)
+    found = judge(predictions, Training(), np.arange(len(TEXTS)), config, Progress(quiet=True))
+    overlap = {one.name: one.interval.value for one in found.headlines}["any_overlap"]
+    assert overlap == np.mean([bool(set(LABELS[:2]) & set(one or ())) for one in predictions.answer_sets])
+    assert found.calibration is not None
+    assert found.calibration.rows == len(TEXTS) * len(LABELS)
