@@ -209,6 +209,18 @@ def test_a_comparison_says_how_far_each_model_is_ahead(pages: Path) -> None:
         assert float(list(csv.DictReader(source))[1]["accuracy"]) == pytest.approx(gain["value"])
 
 
+@pytest.mark.parametrize("form", SECTIONS)
+def test_every_form_can_be_compared(tmp_path: Path, form: str) -> None:
+    models = [Named(f"m{n}", predictions_of(form, right), name(n)) for n, right in enumerate((0.4, 0.8))]
+    found = compare(models, np.arange(len(models[0].predictions)), CONFIG, QUIET)
+    record = write_comparison(tmp_path, found, "tunemill compare …")
+    text = (tmp_path / "compare.html").read_text()
+    assert ('id="classes"' in text) == (form in ("label", "labels", "levels"))
+    pair = record["models"][1]["minus_first"]
+    assert pair["differences"][0]["interval"]["low"] > 0
+    assert pair["only_first"] > pair["only_second"]
+
+
 def test_a_learning_curve_is_the_mean_over_seeds(pages: Path) -> None:
     record = json.loads((pages / "sweep" / "sweep.json").read_text())
     assert record["train_sizes"] == [0, 50, 400]
