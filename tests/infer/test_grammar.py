@@ -123,6 +123,7 @@ SCHEMAS: dict[str, Any] = {
     },
     "optional": {"properties": {"a": {"const": 1}, "b": {"type": "boolean"}, "c": {"type": "null"}}},
     "text": {"type": "string", "minLength": 3, "maxLength": 6},
+    "empty": {"type": "array", "items": {"type": "string", "maxLength": 0}, "minItems": 2, "maxItems": 2},
     "recursive": {
         "type": "object",
         "properties": {

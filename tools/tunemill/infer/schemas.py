@@ -196,7 +196,9 @@ class _Converter:
         if len(chosen) + (least > 0 or most is not None) > 1:
             raise ValueError(f"{place}: of pattern, format and a length, a grammar can honour one")
         if not chosen:
-            return rf'("\"" {repeated("character", least, most)} "\"")' if least or most else "any-text"
+            if not least and most is None:
+                return "any-text"
+            return rf'("\"" {repeated("character", least, most)} "\"")'
         if chosen == ["pattern"]:
             pattern = _given(schema, "pattern", str, place) or ""
             try:
