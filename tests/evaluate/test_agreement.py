@@ -104,3 +104,18 @@ def test_alpha_of_one_label_alone_is_undefined() -> None:
     found = agreement(given, Bootstrap(100, 0.95, 1, np.arange(3)))
     assert (found.alpha, found.coders_alpha, found.pairs[0].cohen_kappa) == (None, None, None)
     assert found.pairs[0].accuracy.value == 1
+
+
+@pytest.mark.parametrize("level", ALPHA)
+def test_alpha_of_a_resample_is_krippendorffs_of_the_rows_it_takes(level: str) -> None:
+    random = np.random.default_rng(12)
+    codes = {f"{n}": random.choice([-1, 0, 0, 0, 1, 2], 50) for n in range(3)}
+    counted, bootstrap = value_counts(codes, 3), Bootstrap(100, 0.95, 2, np.arange(50))
+    found = alphas(bootstrap.sums(coincidences(counted, level)), 3, level)
+    for number, taken in enumerate(next(bootstrap.draws())[:5]):
+        wanted = krippendorff.alpha(
+            value_counts=np.repeat(counted, taken, axis=0).astype(int),
+            value_domain=[0, 1, 2],
+            level_of_measurement=level,
+        )
+        assert found[number] == pytest.approx(wanted)

@@ -135,3 +135,23 @@ def test_free_answers_without_answer_score_nothing() -> None:
     assert (found.exact_match.value, found.errors) == (0, 1)
     assert found.f1.value == pytest.approx((2 / 3) / 2)
     assert found.by_kind == ()
+
+
+def test_figures_of_a_resample_are_scikit_learns_of_the_rows_it_takes() -> None:
+    random = np.random.default_rng(6)
+    golds = "".join(random.choice(list("abc"), 60))
+    given = predictions(golds, "".join(one if random.random() < 0.6 else "b" for one in golds))
+    bootstrap = Bootstrap(100, 0.95, 3, np.arange(60) // 2)
+    measured = measures(given, bootstrap)
+    for number, taken in enumerate(next(bootstrap.draws())[:5]):
+        rows = np.repeat(np.arange(60), taken[bootstrap.clusters])
+        gold, answer = ([column[row] for row in rows] for column in (given.golds, given.answers))
+        wanted = {
+            "accuracy": metrics.accuracy_score(gold, answer),
+            "macro_f1": metrics.f1_score(gold, answer, average="macro"),
+            "weighted_f1": metrics.f1_score(gold, answer, average="weighted"),
+            "balanced_accuracy": metrics.balanced_accuracy_score(gold, answer),
+            "cohen_kappa": metrics.cohen_kappa_score(gold, answer),
+        }
+        found = {name: float(measured[name].resampled[number]) for name in wanted}
+        assert found == pytest.approx(wanted)
