@@ -261,10 +261,10 @@ def test_a_grammar_leaves_the_shares_of_what_it_permits_as_they_were(model: Mode
         logits = engine.decode(run_of(prompt, 0, (0,), output_last=True))[0].astype(np.float64)
     spelled = [model.text([token]) for token in range(model.vocabulary)]
     weights = np.array([np.exp(logits[np.array(spelled) == letter]).sum() for letter in letters])
-    found = answers(model, Constraint("grammar", "root ::= [a-e]"), 3, texts=TEXTS[:1] * 400)
+    found = answers(model, Constraint("grammar", "root ::= [a-e]"), 3, texts=TEXTS[:1] * 200)
     counts = np.array([sum(answer.text == letter for answer in found) for letter in letters])
-    assert counts.sum() == 1600
-    assert counts / 1600 == pytest.approx(weights / weights.sum(), abs=0.05)
+    assert counts.sum() == 800
+    assert counts / 800 == pytest.approx(weights / weights.sum(), abs=0.07)
 
 
 def test_an_answer_that_cannot_go_on_says_so(model: Model) -> None:
@@ -312,6 +312,7 @@ def test_what_llama_cpp_can_read_is_not_refused() -> None:
         pytest.param({"json_schema": "absent.json"}, "No such file", id="no-file"),
         pytest.param({"json_schema": "{"}, "no JSON", id="no-json"),
         pytest.param({"grammar": "absent.gbnf"}, "No such file", id="no-grammar-file"),
+        pytest.param({"grammar": "root ::= [\0]"}, "holds a NUL", id="nul"),
         pytest.param({"n": 2}, "set temperature", id="alike"),
     ],
 )

@@ -87,9 +87,14 @@ def read_grammar(given: Any) -> Any:
     """Return a grammar that is given itself, or as the name of a file.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or a NUL, where llama.cpp would stop reading.
     """
-    return _file(given, "rules with ::=") if isinstance(given, str) and "::=" not in given else given
+    if not isinstance(given, str):
+        return given
+    text = given if "::=" in given else _file(given, "rules with ::=")
+    if "\0" in text:
+        raise ValueError("it holds a NUL: write it as \\x00, or leave it out")
+    return text
 
 
 def read_choices(given: Any) -> Any:
