@@ -17,6 +17,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TUNEMILL := $(BIN)/tunemill
+SERVER := $(VENV)/.server
 
 # What runs a stage and the pipeline, what it needs first, and how this machine sees the same store.
 ifeq ($(WHERE),local)
@@ -45,8 +46,8 @@ RECIPE := --model $(MODEL) --task $(TASK) --run $(RUN) --store $(STORE) \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages read what the one before them published
-.PHONY: help demo pipeline fetch prepare train merge convert imatrix quantize infer evaluate pull \
-	up down images lock install doctor test test-s3 test-images lint format bench bench-gpu clean
+.PHONY: help demo pipeline fetch prepare train merge convert imatrix quantize infer evaluate pull serve \
+	up down images lock install doctor test test-s3 test-images lint format bench bench-infer bench-gpu clean
 
 ##@ Start here
 help: ## List every target
@@ -85,6 +86,9 @@ quantize infer evaluate: $(NEEDED)
 pull: $(INSTALLED) ## Fetch the finished GGUF of RUN and QUANT, verified, and say how to run it
 	$(ON_HOST) $(TUNEMILL) pull $(RECIPE) --quant $(QUANT) $(ARGS)
 
+serve: $(SERVER) ## Serve the GGUF of RUN and QUANT to OpenAI's clients, on this machine alone
+	$(TUNEMILL) serve $(RUN)/gguf-$(shell echo $(QUANT) | tr A-Z a-z) --store $(STORE) $(ARGS)
+
 ##@ The lab in containers (GPU=1, STORE_ENDPOINT, STORE_PORT, REGISTRY, TAG)
 up: ## Start an S3 server for the stages, with keys of its own, and prove that it is fit
 	compose/up.sh
@@ -107,6 +111,10 @@ $(INSTALLED): pyproject.toml tools/tunemill/gguf/source.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[all,test]'
 	$(BIN)/python -m tunemill.gguf.source
+	touch $@
+
+$(SERVER): $(INSTALLED) tools/tunemill/gguf/server.py
+	$(BIN)/python -m tunemill.gguf.server
 	touch $@
 
 test: $(INSTALLED) ## Run the tests that need nothing but pip
@@ -134,6 +142,9 @@ bench: $(INSTALLED) ## Measure merge, transfers and start-up, side by side with 
 	$(BIN)/python tests/bench/bench_startup.py
 	$(BIN)/python tests/bench/bench_merge.py
 	$(BIN)/python tests/bench/bench_transfer.py
+
+bench-infer: $(SERVER) ## Measure inference beside its peers: ARGS="--cap FOLDER" for CAP's texts too (about 12 minutes)
+	$(BIN)/python tests/bench/bench_infer.py $(ARGS)
 
 bench-gpu: ## Measure training on this machine's GPU (needs PyTorch, no installation, no network)
 	PYTHONPATH=tools $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/bench/bench_gpu.py
