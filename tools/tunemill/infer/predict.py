@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import llama_cpp
 
@@ -22,6 +24,7 @@ from tunemill.files import write_json
 from tunemill.ggufs import find_gguf
 from tunemill.infer import free_text, one_label, several_labels
 from tunemill.infer.calibration import calibration_of, content_free_rows
+from tunemill.infer.classify import Question
 from tunemill.infer.config import LORA, InferConfig
 from tunemill.infer.engine import Size
 from tunemill.infer.join import join
@@ -36,6 +39,9 @@ from tunemill.infer.run import Run
 from tunemill.prompting import read_prompting
 from tunemill.task import Task, read_task
 from tunemill.work import Facts, Work
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 FORMS = {"label": one_label.answer, "labels": several_labels.answer, "text": free_text.answer}
 """How each form of task is answered: ``(run, questions, numbers)`` to each question's number and answer."""
@@ -59,9 +65,9 @@ def predict(work: Work[InferConfig]) -> Facts:
     started, before = time.monotonic(), min(count, blocks.finished * config.block_rows)
     with opened(work) as (run, hosts), work.progress.task("infer", count, "rows") as task:
         task.skip(before)
-        for place, (number, block) in enumerate(rows.blocks(*own)):
-            if place >= blocks.finished:
-                blocks.add(block, answer_block(run, block, number * config.block_rows, task))
+        left = islice(rows.blocks(*own), blocks.finished, None)
+        for (number, block), asked in _ahead(left, lambda each: run.asker.ask(each[1])):
+            blocks.add(block, _answered(run, block, asked, number * config.block_rows, task))
     seconds = time.monotonic() - started
     blocks.join(work.output / PREDICTIONS)
     for name in DESCRIPTION:
@@ -117,7 +123,25 @@ def _lora(work: Work[InferConfig]) -> Path | None:
 
 def answer_block(run: Run, rows: Sequence[Row], first: int, task: progress.Task) -> list[Answer]:
     """Answer consecutive rows, the first of them number ``first`` of the split."""
-    asked = run.asker.ask(rows)
+    return _answered(run, rows, run.asker.ask(rows), first, task)
+
+
+def _ahead(items: Iterator[T], prepare: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+    """Yield each item with what is prepared of it, while the next one is being prepared."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ask") as worker:
+        waiting: tuple[T, Future[R]] | None = None
+        for item in items:
+            following = (item, worker.submit(prepare, item))
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting:
+            yield waiting[0], waiting[1].result()
+
+
+def _answered(
+    run: Run, rows: Sequence[Row], asked: Sequence[Question | Refused], first: int, task: progress.Task
+) -> list[Answer]:
     answers: list[Answer] = [
         Answer(error=question.reason) if isinstance(question, Refused) else Answer() for question in asked
     ]
