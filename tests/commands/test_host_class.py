@@ -7,24 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 
-from counting import save_data, save_model
+from counting import save_data, save_model, save_probes
 from tunemill import stage
 from tunemill.gguf.header import read_gguf
-from tunemill.gguf.library import Library
-from tunemill.gguf.selfcheck import SPECIAL
 from tunemill.host import this_host
 from tunemill.infer import reprove
-from tunemill.parity.probes import Rendering, choose
-from tunemill.prompting import read_prompting
 from tunemill.store import Store, open_store
 
 Call = Callable[..., tuple[int, str, str]]
@@ -50,7 +44,7 @@ def make_lab(folder: Path, sureness: float = 1) -> Path:
     weights = np.memmap(path, np.float16, "r+", output.start, (output.size // 2,))
     weights *= np.float16(sureness)
     weights.flush()
-    save_probes(model, data, Library(folder / "scratch", threading.Event()))
+    save_probes(model, data, folder / "scratch")
     environment = {**os.environ, "TUNEMILL_STORE": str(store), "TUNEMILL_CACHE": str(folder / "cache")}
     for words in (
         "store create",
@@ -59,18 +53,6 @@ def make_lab(folder: Path, sureness: float = 1) -> Path:
     ):
         run(words.split(), environment)
     return store
-
-
-def save_probes(model: Path, data: Path, library: Library) -> None:
-    rows = pyarrow.parquet.read_table(data / "train.parquet").to_pylist()
-
-    def tokenize(texts):
-        return library.tokenize(model / "model-F16.gguf", list(texts)).value["ids"]
-
-    rendering = Rendering(read_prompting(model), tokenize, SPECIAL + 256)
-    probes = choose(rows, "train", ["def", "wxy"], rendering, 3)
-    probes.save(model)
-    library.measure(model / "model-F16.gguf", probes).save(model)
 
 
 def run(words: list[str], environment: dict[str, str]) -> str:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from backends import provenance
-from counting import TEMPLATE, save_model
+from counting import TEMPLATE, save_data, save_model, save_probes
 from tunemill.errors import ConfigurationError, UsageError
 from tunemill.gguf import server as llama_server
 from tunemill.progress import Progress
@@ -29,6 +29,7 @@ from tunemill.serving import Address, choose_address
 from tunemill.store import Draft, Store, create_store, open_store
 
 CommandLine = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.timeout(300)  # a server that should have been refused would run for ever
 LAB, KEY = "lab/gguf-f16", "a-key-of-the-lab"
 QUIET = Progress(quiet=True)
 SECONDS = 120
@@ -43,6 +44,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip(f"llama.cpp's server cannot be compiled here: {error}")
     folder = tmp_path_factory.mktemp("lab")
     save_model(folder / "model")
+    save_data(folder / "data")
+    save_probes(folder / "model", folder / "data", folder / "scratch")
     store, _ = create_store(str(folder / "store"))
     publish(store, folder / "model", LAB)
     with pytest.MonkeyPatch.context() as patch:
@@ -247,11 +250,32 @@ def test_what_is_rendered_otherwise_than_in_training_is_refused(
     lab: Path, tmp_path: Path, command_line: CommandLine
 ) -> None:
     folder = shutil.copytree(lab / "model", tmp_path / "model")
-    Prompting(TEMPLATE.replace("{{ bos_token }}", ""), "<s>", "</s>", add_bos=False).save(folder)
+    Prompting(f"{TEMPLATE}!", "<s>", "</s>", add_bos=True).save(folder)
     publish(open_store(str(lab / "store")), folder, "lab/gguf-odd")
     code, stdout, stderr = command_line("serve", "lab/gguf-odd", "--port", "0")
     assert (code, stdout) == (78, "")
     assert "renders conversations otherwise than training" in stderr
+
+
+def test_a_folder_of_no_known_artifact_is_served_once_it_has_proved_itself(lab: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lab / "model", tmp_path / "model")
+    (folder / "note.txt").write_text("so that no artifact has these files")
+    found = start(str(folder), "--reprove")
+    assert found.ask("/models")[1]["data"][0]["id"] == "model"
+    found.process.terminate()
+    _, stderr = found.process.communicate(timeout=SECONDS)
+    assert "proved on this one by 3 prompts" in stderr
+    assert "model: verified; 3 conversations rendered as in training" in stderr
+
+
+def test_a_folder_of_no_known_artifact_without_probes_is_refused(
+    lab: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    folder = shutil.copytree(lab / "model", tmp_path / "model")
+    (folder / "probes.json").unlink()
+    code, stdout, stderr = command_line("serve", str(folder), "--port", "0", "--reprove")
+    assert (code, stdout) == (78, "")
+    assert "has no probes.json to be proved by" in stderr
 
 
 def test_a_server_that_is_not_there_is_said_with_the_remedy(
