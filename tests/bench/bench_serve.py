@@ -3,8 +3,8 @@
     python tests/bench/bench_serve.py MODEL.gguf [--requests 40] [--rounds 3] [--threads N]
 
 Every client asks for chat completions at temperature 0, one after the other, about texts of their own; the
-seconds are those of the requests. The servers take turns and the best round counts. llama-cpp-python's server needs its packages:
-``pip install 'llama-cpp-python[server]'``; where they are missing that is said.
+seconds are those of the requests. The servers take turns and the best round counts. llama-cpp-python's server
+needs its packages (``pip install 'llama-cpp-python[server]'``); where they are missing that is said.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def rate_and_median(port: int, count: int, each: int) -> tuple[float, float]:
     begun = time.monotonic()
     with ThreadPoolExecutor(count) as pool:
         taken = list(pool.map(client, [port] * count, range(count), [each] * count))
-    return each * count / (time.monotonic() - begun), median(sum(taken, []))
+    return each * count / (time.monotonic() - begun), median(one for found in taken for one in found)
 
 
 if __name__ == "__main__":
