@@ -29,7 +29,7 @@ import workloads
 PEERS = Path(__file__).with_name("peers.py")
 GENERATED = 50
 """Tokens that the studies let a model write at most."""
-ROWS = {"short": 600, "cap": 16, "dimensions": 8 * workloads.DIMENSIONS}
+ROWS = {"short": 400, "cap": 10, "dimensions": 4 * workloads.DIMENSIONS}
 BATCHES = (256, 512, 1024, 2048)
 MANY = (100, 1000, 10_000)
 METHODS = ("loop", "loop, cache", "llama-server", "xllamacpp", "transformers", "tunemill")
