@@ -58,3 +58,14 @@ def test_the_last_line_is_not_repeated_and_a_start_foretells_nothing(
     assert len(caplog.messages) == 3
     assert "left" not in caplog.messages[0]
     assert "left" in caplog.messages[1]
+
+
+def test_what_an_earlier_run_did_is_no_part_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    now = 0.0
+    with Progress(io.StringIO(), quiet=True).task("infer", total=100, unit="rows") as task:
+        task.skip(60)
+        assert task.line() == "infer 60/100 rows"
+        task.advance(10)
+        now = 5.0
+        assert task.line() == "infer 70/100 rows, 2/s, 15 s left"

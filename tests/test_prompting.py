@@ -111,3 +111,19 @@ def test_a_model_without_a_template_says_what_to_set(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(BadDataError, match="set chat_template in the model recipe"):
         read_prompting(tmp_path)
+
+
+def test_many_texts_at_once_are_those_of_one_by_one() -> None:
+    template = (
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not this') }}{% endif %}"
+        "[{{ m.content }}]{% endfor %}"
+    )
+    prompting = Prompting(template, "<s>", "</s>", add_bos=True)
+    texts = ["a", "no", "b" * 900_000, "c", "d" * 900_000, "e"]
+    conversations = [[{"role": "user", "content": text}] for text in texts]
+    found = prompting.examples(conversations, "yes")
+    assert isinstance(found[1], BadDataError)
+    assert "not this" in str(found[1])
+    for place in (0, 2, 3, 4, 5):
+        alone = conversations[place]
+        assert found[place] == (prompting.prompt(alone), prompting.completion(alone, "yes"))
