@@ -106,8 +106,8 @@ def serve(
     """Serve a GGUF to OpenAI's clients.
 
     REFERENCE is an artifact (name, name:tag or name@sha256:…) or a folder that 'tunemill pull' made. It is
-    served until Ctrl-C. Prints the address when the model is loaded, verified and asked as in training. Other machines reach it only
-    with --host, and then an API key is needed.
+    served until Ctrl-C. Prints the address when the model is loaded, verified and asked as in training.
+    Other machines reach it only with --host, and then an API key is needed.
     """
     from tunemill.gguf.server import find_server
     from tunemill.prompting import read_prompting
