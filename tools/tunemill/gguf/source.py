@@ -111,6 +111,7 @@ def install(archive: Path | None = None) -> Source:
         IntegrityError: the archive is not the released one.
     """
     version = installed_version()
+    _known(version)
     target = default_directory(version)
     if not (target / VERSION_FILE).is_file():
         with tempfile.TemporaryDirectory(prefix="tunemill-") as temporary:
@@ -125,15 +126,20 @@ def archive_of(version: str, archive: Path | None, temporary: Path) -> Path:
         ConfigurationError: no known hash, or no package index.
         IntegrityError: it is not the released one.
     """
-    expected = SHA256.get(version)
-    if expected is None:
-        raise ConfigurationError(
-            f"{PACKAGE} {version} is not a version this Tunemill knows: install {', '.join(SHA256)}"
-        )
+    expected = _known(version)
     found = archive or _download(version, expected, temporary)
     if sha256_file(found) != expected:
         raise IntegrityError(f"{found} is not {PACKAGE} {version}: its sha256 is not {expected}")
     return found
+
+
+def _known(version: str) -> str:
+    """Return the sha256 of a version's source distribution."""
+    if version not in SHA256:
+        raise ConfigurationError(
+            f"{PACKAGE} {version} is not a version this Tunemill knows: install {', '.join(SHA256)}"
+        )
+    return SHA256[version]
 
 
 def _download(version: str, expected: str, directory: Path) -> Path:
