@@ -30,7 +30,8 @@ PEERS = Path(__file__).with_name("peers.py")
 GENERATED = 50
 """Tokens that the studies let a model write at most."""
 ROWS = {"short": 400, "cap": 10, "dimensions": 4 * workloads.DIMENSIONS}
-BATCHES = (256, 512, 1024, 2048)
+AT_ONCE = (1, 2, 4, 8, 0)
+"""Texts computed at once in a context; 0 for as many as fit."""
 MANY = (100, 1000, 10_000)
 METHODS = ("loop", "loop, cache", "llama-server", "xllamacpp", "transformers", "tunemill")
 
@@ -81,18 +82,28 @@ def table(
 
 
 def growth(case: dict[str, Any], data: dict[int, Path], rows: Sequence[list[int]], folder: Path) -> None:
-    """Print how the rate grows with the tokens of a batch and with the number of texts."""
-    print("\nGrowth, ours on short texts\n\n| | rows/s | whole seconds | peak MB |\n|---|---:|---:|---:|")
+    """Print how the rate grows with the texts computed at once and with all texts, and if the bytes stay."""
+    print("\nGrowth, ours on short texts\n")
+    print("| | rows/s | whole seconds | peak MB | bytes | labels that differ |")
+    print("|---|---:|---:|---:|---:|---:|")
     some = {**case, "rows": rows[: MANY[1]], "data": str(data[MANY[1]])}
-    cases = [(f"n_batch={size}", {**some, "settings": {"n_batch": size}}) for size in BATCHES]
+    cases = [(f"n_parallel={size}", {**some, "settings": {"n_parallel": size}}) for size in AT_ONCE]
     cases += [(f"{many} texts", {**case, "rows": rows[:many], "data": str(data[many])}) for many in MANY]
+    first: dict[int, dict[str, Any]] = {}
     for name, each in cases:
         found = measure("tunemill", {**each, "settings": {**case["settings"], **each["settings"]}}, folder)
         if isinstance(found, str):
-            print(f"| {name} | {found} | | |", flush=True)
+            print(f"| {name} | {found} | | | | |", flush=True)
             continue
-        rate = len(each["rows"]) / found["seconds"]
-        print(f"| {name} | {rate:.3g} | {found['whole']:.1f} | {found['peak_mb']:.0f} |", flush=True)
+        count = len(each["rows"])
+        before = first.setdefault(count, found)
+        same = "the same" if found["sha256"] == before["sha256"] else "others"
+        flips = sum(one != other for one, other in zip(before["labels"], found["labels"], strict=True))
+        print(
+            f"| {name} | {count / found['seconds']:.3g} | {found['whole']:.1f} | {found['peak_mb']:.0f} | "
+            f"{same} | {flips} |",
+            flush=True,
+        )
 
 
 def _mean(rows: Sequence[Sequence[int]]) -> float:

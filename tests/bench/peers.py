@@ -153,6 +153,7 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
 
     import pyarrow.parquet
 
+    from tunemill.files import sha256_file
     from tunemill.infer.config import InferConfig
     from tunemill.infer.predict import predict
     from tunemill.progress import Progress, Task
@@ -191,8 +192,9 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
         begun = time.monotonic()
         predict(Work(config, inputs, root / "out", root / "scratch", watch, nothing, threading.Event()))
         whole = time.monotonic() - begun
-        answers = pyarrow.parquet.read_table(root / "out/predictions.parquet")
-    return {**_result(case, answers["label"].to_pylist(), watch.seconds), "whole": whole}
+        predictions = root / "out/predictions.parquet"
+        answers, digest = pyarrow.parquet.read_table(predictions), sha256_file(predictions)
+    return {**_result(case, answers["label"].to_pylist(), watch.seconds), "whole": whole, "sha256": digest}
 
 
 def _result(case: dict[str, Any], texts: list[str], seconds: float) -> dict[str, Any]:
