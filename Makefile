@@ -5,6 +5,7 @@ MODEL ?= tiny
 TASK ?= stdlib
 RUN ?= $(MODEL)-$(TASK)
 QUANT ?= Q4_K_M
+SIZES ?= 0,100,300,1000,all
 METHOD ?=
 SET ?=
 ARGS ?=
@@ -46,7 +47,7 @@ RECIPE := --model $(MODEL) --task $(TASK) --run $(RUN) --store $(STORE) \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages read what the one before them published
-.PHONY: help demo pipeline fetch prepare train merge convert imatrix quantize infer evaluate pull serve \
+.PHONY: help demo pipeline fetch prepare train merge convert imatrix quantize infer evaluate pull sweep serve \
 	up down images lock install doctor test test-s3 test-images lint format bench bench-infer bench-gpu clean
 
 ##@ Start here
@@ -86,8 +87,11 @@ quantize infer evaluate: $(NEEDED)
 pull: $(INSTALLED) ## Fetch the finished GGUF of RUN and QUANT, verified, and say how to run it
 	$(ON_HOST) $(TUNEMILL) pull $(RECIPE) --quant $(QUANT) $(ARGS)
 
+sweep: $(INSTALLED) ## The learning curve of RUN and QUANT on this machine, over SIZES of the train split
+	$(ON_HOST) $(TUNEMILL) sweep $(RECIPE) --quant $(QUANT) --train-sizes $(SIZES) $(ARGS)
+
 serve: $(SERVER) ## Serve the GGUF of RUN and QUANT to OpenAI's clients, on this machine alone
-	$(TUNEMILL) serve $(RUN)/gguf-$(shell echo $(QUANT) | tr A-Z a-z) --store $(STORE) $(ARGS)
+	$(ON_HOST) $(TUNEMILL) serve $(RUN)/gguf-$(shell echo $(QUANT) | tr A-Z a-z) --store $(STORE) $(ARGS)
 
 ##@ The lab in containers (GPU=1, STORE_ENDPOINT, STORE_PORT, REGISTRY, TAG)
 up: ## Start an S3 server for the stages, with keys of its own, and prove that it is fit
