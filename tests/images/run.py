@@ -35,8 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     """Find or start an engine, run the command, stop what was started; return the command's exit code."""
     command = list(arguments) or [sys.executable, "-m", "pytest", "-m", "docker", "tests"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # Ignored, as behind a shell's "&", it would be ignored by every process of the tests, which send it.
+    # Ignored, as behind a shell's "&" or nohup, they would be ignored by every process of the tests, which
+    # send them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
     try:
         with engine() as environment:
             return subprocess.run(command, env=environment, check=False).returncode
