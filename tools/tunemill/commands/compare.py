@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from tunemill import options
-from tunemill.commands.judging import REPORTS, find_answers, read_answers, read_groups
-from tunemill.commands.pipeline import aligned
+from tunemill.commands.judging import find_answers, read_answers, read_groups
+from tunemill.commands.pipeline import REPORTS, aligned
 from tunemill.errors import UsageError
 from tunemill.progress import Progress
 from tunemill.recipe import Choice, resolve

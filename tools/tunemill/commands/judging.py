@@ -16,8 +16,6 @@ from tunemill.store import Artifact, Store
 if TYPE_CHECKING:
     from tunemill.evaluate.predictions import Predictions
 
-REPORTS = Path(".tunemill/reports")
-
 
 @dataclass(frozen=True)
 class Answers:
@@ -67,17 +65,17 @@ def find_answers(store: Store, reference: str) -> Artifact:
 def read_groups(store: Store, answers: Answers) -> Any:
     """Return ``(rows,)`` numbers of the near-duplicate groups of the data that were answered.
 
-    Rows are groups of their own where the data are not in this store.
+    Texts are groups of their own where the data are not in this store.
 
     Raises:
         BadDataError: a data file is damaged.
     """
+    from tunemill.evaluate.bootstrap import clusters_of
     from tunemill.evaluate.evaluate import read_clusters
 
     data = _data_of(store, answers.artifact)
     if data is None:
-        with TemporaryDirectory(prefix="tunemill-") as nothing:
-            return read_clusters(Path(nothing), answers.predictions)
+        return clusters_of(answers.predictions.items or answers.predictions.ids)
     with _pulled(store, data) as folder:
         return read_clusters(folder, answers.predictions)
 

@@ -17,8 +17,8 @@ from typing import Any
 import click
 
 from tunemill import options
-from tunemill.commands.judging import REPORTS, read_answers, read_groups
-from tunemill.commands.pipeline import Step, aligned, lay_out, split_quants
+from tunemill.commands.judging import read_answers, read_groups
+from tunemill.commands.pipeline import REPORTS, Step, aligned, lay_out, split_quants
 from tunemill.errors import UsageError
 from tunemill.progress import Progress
 from tunemill.recipe import Choice, Recipe, Setting, resolve
