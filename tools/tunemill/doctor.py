@@ -25,7 +25,7 @@ PACKAGES = {
     "convert": ("llama_cpp", "sentencepiece", "torch", "transformers"),
     "quantize": ("llama_cpp",),
     "infer": ("llama_cpp", "pyarrow"),
-    "evaluate": ("jinja2", "pyarrow", "sklearn"),
+    "evaluate": ("jinja2", "krippendorff", "pyarrow", "scipy", "sklearn"),
 }
 
 
