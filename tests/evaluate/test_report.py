@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from tunemill.evaluate.evaluate import judge
 from tunemill.evaluate.figures import Interval, Judged
 from tunemill.evaluate.learning import Trained, learning_curve, write_curve
 from tunemill.evaluate.report import command_of, write
-from tunemill.evaluate.tables import Column, Table, as_csv, as_latex, escaped
+from tunemill.evaluate.tables import Column, Table, as_csv, as_latex, escaped, latex_file
 from tunemill.progress import Progress
 
 from .answered import TOPICS, predictions_of
@@ -114,6 +116,10 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 EVERY = [*SECTIONS, "compare", "sweep"]
+needs_latex = pytest.mark.skipif(
+    not shutil.which("pdflatex"),
+    reason="pdflatex is not installed (Debian's texlive-latex-recommended)",
+)
 CONTRAST = """
 const linear = v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
 const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(linear);
@@ -253,6 +259,14 @@ def test_texts_from_data_cannot_become_markup(tmp_path: Path) -> None:
             "a\\b{c}~^#$", r"a\textbackslash{}b\{c\}\textasciitilde{}\textasciicircum{}\#\$", id="all"
         ),
         pytest.param("two\nlines", "two lines", id="lines"),
+        pytest.param("[2] *x*", "{[}2] {*}x{*}", id="what-ends-a-line-before-it"),
+        pytest.param(
+            '<a> | "b" `c`',
+            r"\textless{}a\textgreater{} \textbar{} {\char34}b{\char34} \textasciigrave{}c\textasciigrave{}",
+            id="other-signs-in-the-font",
+        ),
+        pytest.param("a---b", "a-{}-{}-b", id="dashes"),
+        pytest.param("e\u0301\x07", "\u00e9", id="accent-apart-and-control"),
     ],
 )
 def test_latex_takes_any_text(text: str, safe: str) -> None:
@@ -264,3 +278,78 @@ def test_a_table_is_written_alike_for_spreadsheets_and_papers() -> None:
     table = Table("t", "A caption.", columns, (("a", Interval(-0.125, -0.25, 0.05), 3), ("b", None, 4)))
     assert as_csv(table) == "name,gain,gain_low,gain_high,n\na,-0.125,-0.25,0.05,3\nb,,,,4\n"
     assert r"a & $-$12.5 [$-$25.0, +5.0] & 3 \\" in as_latex(table)
+
+
+def test_many_ranges_stand_below_their_figures_in_a_paper() -> None:
+    columns = (Column("name", "Name", "name"), *(Column(f"c{n}", "Mean of it", "share") for n in range(3)))
+    ranged = Interval(0.5, 0.25, 0.75)
+    table = Table("t", "A caption.", columns, (("a", ranged, None, ranged), ("b", None, ranged, None)))
+    small = r"{\footnotesize [0.250, 0.750]}"
+    assert as_latex(table).splitlines()[6:15] == [
+        r" & Mean & Mean & Mean \\",
+        r"Name & of it & of it & of it \\",
+        r"\midrule",
+        r"a & 0.500 & \textendash{} & 0.500 \\",
+        rf" & {small} &  & {small} \\",
+        r"\addlinespace",
+        r"b & \textendash{} & 0.500 & \textendash{} \\",
+        rf" &  & {small} &  \\",
+        r"\addlinespace",
+    ]
+
+
+def typeset(folder: Path, tables: Path, encoding: str = "OT1") -> str:
+    """Return the log of pdflatex over an article with the tables and nothing but the packages they name."""
+    named = re.findall(r"\\usepackage\{(.+)\}", tables.read_text().splitlines()[0])
+    lines = [r"\documentclass{article}", rf"\usepackage[{encoding}]{{fontenc}}"]
+    lines += [rf"\usepackage{{{one}}}" for one in named]
+    lines += [r"\begin{document}", rf"\input{{{tables.name}}}", r"\end{document}"]
+    (folder / tables.name).write_text(tables.read_text())
+    (folder / "paper.tex").write_text("\n".join(lines))
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    made = subprocess.run(words, cwd=folder, capture_output=True, timeout=120)
+    log = (folder / "paper.log").read_text(errors="replace")
+    assert made.returncode == 0, log[-3000:]
+    return log
+
+
+@needs_latex
+@pytest.mark.parametrize("folder", EVERY)
+def test_papers_take_the_tables(pages: Path, tmp_path: Path, folder: str) -> None:
+    (tables,) = (pages / folder).glob("*.tex")
+    assert not re.search("Overfull|too large|undefined|Missing character", typeset(tmp_path, tables))
+
+
+@needs_latex
+@pytest.mark.parametrize("encoding", ["OT1", "T1"])
+def test_papers_take_any_label_and_any_size(tmp_path: Path, encoding: str) -> None:
+    odd = (
+        "[1]",
+        "*",
+        "&",
+        "%",
+        "_",
+        "#",
+        "$",
+        "{",
+        "}",
+        "~",
+        "^",
+        "\\",
+        "<|>",
+        '"E',
+        "`x'",
+        "--",
+        "\N{EN DASH}",
+    )
+    names = (*odd, "e\u0301", "žluťoučký kůň", "Straße", "łódź", "½ €", *map(str, range(100)))
+    columns = (
+        Column("name", "[Name]", "name"),
+        *(Column(f"c{n}", "*Mean of it", "share") for n in range(12)),
+    )
+    wide = Table("t", "[*] & %", columns, tuple((name, *(Interval(0.5, 0.25, 0.75),) * 12) for name in odd))
+    tall = Table("u", "_ # $", columns[:2], tuple((name, 0.5) for name in names))
+    (tmp_path / "odd.tex").write_text(latex_file([wide, tall]))
+    (tmp_path / "made").mkdir()
+    log = typeset(tmp_path / "made", tmp_path / "odd.tex", encoding)
+    assert not re.search("Overfull|too large|undefined|Missing character", log)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +22,26 @@ LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",  # by themselves these three are other signs in LaTeX's first encoding
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    '"': r"{\char34}",  # by itself it changes the letter after it in a German text
+    "[": "{[}",  # by themselves these two belong to the end of the line before
+    "*": "{*}",
     "\N{MINUS SIGN}": "$-$",
-    NONE: "--",
+    NONE: r"\textendash{}",
     "κ": r"$\kappa$",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
+DASHES = re.compile("-(?=-)")
+PREAMBLE = r"""% needs \usepackage{booktabs,graphicx}
+\providecommand{\tunemilltable}[1]{% no wider than a line, and no taller than a page
+  \resizebox*{!}{\ifdim\totalheight>.8\textheight .8\textheight\else\totalheight\fi}{%
+    \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}}}
+"""
+BESIDE = 2
+"""Columns of ranges that stand beside their figures on a line; more of them stand below."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +108,23 @@ def as_csv(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """Return a ``table`` environment for the package booktabs, every text of it escaped."""
+    """Return a ``table`` environment for booktabs and ``PREAMBLE``, every text of it escaped."""
     columns = "".join("l" if column.kind in (NAME, REFERENCE) else "r" for column in table.columns)
-    titles = " & ".join(escaped(column.title) for column in table.columns)
-    lines = [" & ".join(map(_latex_cell, table.columns, row)) + r" \\" for row in table.rows]
+    ranged = sum(any(isinstance(row[n], Interval) for row in table.rows) for n in range(len(table.columns)))
+    titles, *rows = _beside(table) if ranged <= BESIDE else _below(table)
     return "\n".join(
         [
             r"\begin{table}",
+            r"\centering",
             rf"\caption{{{escaped(table.caption)}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
+            r"\smallskip",
+            rf"\tunemilltable{{\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            titles + r" \\",
+            titles,
             r"\midrule",
-            *lines,
+            *rows,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
         ]
     )
@@ -113,12 +132,14 @@ def as_latex(table: Table) -> str:
 
 def latex_file(tables: Sequence[Table]) -> str:
     """Return all tables as one file to ``\\input``."""
-    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(map(as_latex, tables)) + "\n"
+    return PREAMBLE + "\n" + "\n\n".join(map(as_latex, tables)) + "\n"
 
 
 def escaped(text: str) -> str:
-    """Return a text with LaTeX's own signs made harmless, on one line."""
-    return "".join(LATEX.get(sign, sign) for sign in " ".join(text.split()))
+    """Return a text with LaTeX's own signs made harmless, on one line, each accent with its letter."""
+    plain = unicodedata.normalize("NFC", " ".join(text.split()))
+    safe = "".join(LATEX.get(sign, sign) for sign in plain if unicodedata.category(sign) != "Cc")
+    return DASHES.sub("-{}", safe)
 
 
 def _values(cell: Any, ranged: bool) -> tuple[Any, ...]:
@@ -128,10 +149,44 @@ def _values(cell: Any, ranged: bool) -> tuple[Any, ...]:
     return (value, "", "") if ranged else (value,)
 
 
-def _latex_cell(column: Column, value: Any) -> str:
-    figure = escaped(written(column.kind, value))
+def _beside(table: Table) -> list[str]:
+    """Return the lines of a table, the titles first; ranges stand beside their figures."""
+    titles = [escaped(column.title) for column in table.columns]
+    rows = [[" ".join(filter(None, _latex_cell(*cell))) for cell in _cells(table, row)] for row in table.rows]
+    return list(map(_line, [titles, *rows]))
+
+
+def _below(table: Table) -> list[str]:
+    """Return the lines of a table, ranges below their figures, and long titles in two lines as well."""
+    lines = ["\n".join(map(_line, zip(*(_halves(column.title) for column in table.columns), strict=True)))]
+    for row in table.rows:
+        figures, ranges = zip(*(_latex_cell(*cell) for cell in _cells(table, row)), strict=True)
+        small = [one and rf"{{\footnotesize {one}}}" for one in ranges]
+        lines.append(
+            "\n".join([*map(_line, [figures, small] if any(ranges) else [figures]), r"\addlinespace"])
+        )
+    return lines
+
+
+def _cells(table: Table, row: tuple[Any, ...]) -> Iterable[tuple[Column, Any]]:
+    return zip(table.columns, row, strict=True)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _halves(title: str) -> tuple[str, str]:
+    """Break a title at the space nearest to its middle; one word is the lower half."""
+    spaces = [place for place, sign in enumerate(title) if sign == " "]
+    if not spaces:
+        return "", escaped(title)
+    middle = min(spaces, key=lambda place: abs(2 * place - len(title)))
+    return escaped(title[:middle]), escaped(title[middle:])
+
+
+def _latex_cell(column: Column, value: Any) -> tuple[str, str]:
+    """Return a figure and its range, which may be nothing."""
     between = spread(column.kind, value)
-    if not between:
-        return figure
-    low, high = between.split(" to ")
-    return f"{figure} [{escaped(low)}, {escaped(high)}]"
+    low, _, high = map(escaped, between.partition(" to "))
+    return escaped(written(column.kind, value)), f"[{low}, {high}]" if between else ""
