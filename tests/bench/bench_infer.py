@@ -33,7 +33,20 @@ ROWS = {"short": 400, "cap": 10, "dimensions": 4 * workloads.DIMENSIONS}
 AT_ONCE = (1, 2, 4, 8, 0)
 """Texts computed at once in a context; 0 for as many as fit."""
 MANY = (100, 1000, 10_000)
-METHODS = ("loop", "loop, cache", "llama-server", "xllamacpp", "transformers", "tunemill")
+METHODS = (
+    "loop",
+    "loop, cache",
+    "reading",
+    "llama-server",
+    "xllamacpp",
+    "transformers",
+    "tunemill",
+    "pruned",
+)
+"""``reading`` is the loop with a single token: what it takes to read the prompts, one after the other;
+``pruned`` is ours with ``MAX_PRUNED``."""
+OURS = ("tunemill", "pruned")
+MAX_PRUNED = 0.01
 
 
 def measure(method: str, case: dict[str, Any], folder: Path) -> dict[str, Any] | str:
@@ -44,6 +57,10 @@ def measure(method: str, case: dict[str, Any], folder: Path) -> dict[str, Any] |
         return "not built: python -m tunemill.gguf.server"
     if method == "transformers" and case["kind"] != "F16":
         return "has no such type"
+    if method == "pruned":
+        method, case = "tunemill", {**case, "settings": {**case["settings"], "max_pruned": MAX_PRUNED}}
+    if method == "reading":
+        method, case = "loop", {**case, "max_tokens": 1}
     path = folder / "case.json"
     path.write_text(json.dumps(case))
     done = subprocess.run(
@@ -65,8 +82,9 @@ def table(
     slowest: float | None = None
     greedy: list[str | None] = []
     for method in methods:
-        for tokens in most if method != "tunemill" else most[:1]:
-            name = method if len(most) == 1 or method == "tunemill" else f"{method}, {tokens} tokens"
+        once = method in (*OURS, "reading")
+        for tokens in most[:1] if once else most:
+            name = method if once or len(most) == 1 else f"{method}, {tokens} tokens"
             found = measure(method, {**case, "max_tokens": tokens}, folder)
             if isinstance(found, str):
                 print(f"| {name} | {found} | | | | |", flush=True)

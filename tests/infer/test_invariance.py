@@ -42,6 +42,7 @@ def typed(request: pytest.FixtureRequest, wide: Any, tmp_path_factory: pytest.Te
     ("form", "settings"),
     [
         pytest.param("label", {}, id="labels"),
+        pytest.param("label", {"max_pruned": 0.05}, id="labels-left-out"),
         pytest.param("text", {"max_new_tokens": 6, "temperature": 1.0}, id="free-answers"),
     ],
 )

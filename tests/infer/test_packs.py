@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunemill.infer.packs import Bounds, Item, Pack, most_cells, packs
+from tunemill.infer.packs import LATER, Bounds, Item, Pack, most_cells, packs
 from tunemill.infer.trie import build_tries
 
 LABELS = build_tries([[7, 2], [7, 3, 2], [9, 2]], 255)[0]
 WIDE = Bounds(rows=10**6, beginning=0)
 
 
-def items_of(prompts: list[list[int]]) -> list[Item]:
-    return [Item(number, tuple(prompt), LABELS) for number, prompt in enumerate(prompts)]
+def items_of(prompts: list[list[int]], at_once: int = len(LABELS.tokens)) -> list[Item]:
+    return [Item(number, tuple(prompt), LABELS, at_once) for number, prompt in enumerate(prompts)]
 
 
 def texts(count: int, longest: int, seed: int = 1) -> list[list[int]]:
@@ -63,14 +63,25 @@ def test_every_item_reads_its_whole_prompt(prompts: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("prompts", [texts(80, 60), asked(6, 20, 90)], ids=["texts", "questions"])
-def test_packs_keep_within_their_bounds(prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("at_once", [0, len(LABELS.tokens)], ids=["labels-later", "labels-at-once"])
+def test_packs_keep_within_their_bounds(prompts: list[list[int]], at_once: int) -> None:
     bounds = Bounds(rows=90, beginning=0)
-    found = list(packs(items_of(prompts), bounds))
+    found = list(packs(items_of(prompts, at_once), bounds))
     assert len(found) > 1
     for pack in found:
         nodes = sum(item.nodes for item in pack.items)
-        assert len(pack.prefix) + computed(pack) + nodes <= most_cells(len(pack.prefix))
+        with_prompts = len(pack.items) * at_once
+        assert len(pack.prefix) + computed(pack) + with_prompts <= most_cells(len(pack.prefix))
+        assert nodes - with_prompts <= LATER
         assert len(pack.items) + nodes <= bounds.rows
+
+
+def test_labels_computed_later_have_room_of_their_own() -> None:
+    many = build_tries([[7, *[number] * 40, 2] for number in range(10, 14)], 255)[0]
+    prompt = list(range(4, 10))
+    items = [Item(number, (*prompt, number), many, 0) for number in range(20)]
+    assert len(many.tokens) == 1 + 4 * 40
+    assert [len(pack.items) for pack in packs(items, WIDE)] == [LATER // len(many.tokens)] * 6 + [2]
 
 
 def test_a_text_is_computed_once_for_all_its_questions() -> None:

@@ -38,7 +38,7 @@ def scores_of(model: Model, prompts: list[str], labels: list[str], most: int = 2
     with Pool(model, shape, size.get("threads", 1), threading.Event()) as pool:
         beginning = common_beginning([question.prompt for question in questions])
         pool.share(beginning[: size.get("shared", 1024)], 2048)
-        found = dict(score(pool, questions, len(labels)))
+        found = {number: nats for number, nats, _ in score(pool, questions, len(labels), 0)}
         return np.array([found[number] for number in range(len(questions))])
 
 

@@ -144,7 +144,7 @@ def test_more_labels_than_sequences(micro: Any, data: Any, make_work: Any) -> No
     """All pairs of 20 labels are 380 branches, more than llama.cpp has sequences."""
     labels = tuple(f"{first}{second} in" for first in "abcd" for second in "efghi")
     rows = run(make_work(micro.gguf.parent, data(2, labels, TEXTS[:1]), max_pruned=0, quant="F16"))
-    assert 1 <= sum(rows[0]["probabilities"]) <= 2  # each set has one or two labels
+    assert 0.999 <= sum(rows[0]["probabilities"]) <= 2  # each set has one or two labels
     assert rows[0]["label"] in {"; ".join(chosen) for n in (1, 2) for chosen in permutations(labels, n)}
 
 

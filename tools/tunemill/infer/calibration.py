@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tunemill.errors import BadDataError
-from tunemill.infer.classify import Floats
+from tunemill.infer.pruning import Floats
 from tunemill.infer.rows import Answer, Row
 from tunemill.prompting import Message
 

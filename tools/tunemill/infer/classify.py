@@ -11,17 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from tunemill.infer.engine import Batch, Engine, Logits, alike, join, run_of
-from tunemill.infer.packs import WORTH_MOVING, Bounds, Item, Pack, most_cells, packs
+from tunemill.infer.engine import Batch, Engine, alike, join, run_of
+from tunemill.infer.packs import LATER, WORTH_MOVING, Bounds, Item, Pack, most_cells, packs
 from tunemill.infer.pool import Pool
+from tunemill.infer.pruning import Flags, Floats, Search, log_sums, nodes_at_once
 from tunemill.infer.sequences import Sequences
 from tunemill.infer.trie import Trie
 
 LOGITS_BYTES = 128 << 20  # of one pack's logits; Llama 3's vocabulary fits 256 nodes in it
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,27 +34,38 @@ class Question:
     """What an answer may be, where it may have several labels."""
 
 
-def score(pool: Pool, questions: Sequence[Question], labels: int) -> Iterator[tuple[int, Floats]]:
-    """Yield each question's number and its ``(labels,)`` log-likelihoods in nats, in any order.
+def score(
+    pool: Pool, questions: Sequence[Question], labels: int, max_pruned: float
+) -> Iterator[tuple[int, Floats, Flags]]:
+    """Yield each question's number, its ``(labels,)`` log-likelihoods in nats, and which are not known.
 
-    Which questions are computed together depends on them and the common beginning alone.
+    Those that are not known have at most ``max_pruned`` of the probability together. Questions come in any
+    order; which are computed together depends on them and the common beginning alone.
     """
-    items = [Item(number, each.prompt, trie) for number, each in enumerate(questions) for trie in each.tries]
+    items = [
+        Item(number, each.prompt, trie, nodes_at_once(trie, max_pruned))
+        for number, each in enumerate(questions)
+        for trie in each.tries
+    ]
     open_tries = [len(question.tries) for question in questions]
     scores = np.full((len(questions), labels), np.nan)
+    unknown = np.zeros((len(questions), labels), bool)
     bounds = Bounds(LOGITS_BYTES // (4 * pool.vocabulary), pool.shared)
-    for found in pool.each(_answer, list(_chains(packs(items, bounds), pool.shared))):
-        for item, part in found:
-            scores[item.question, list(item.trie.labels)] = part
+    chains = list(_chains(packs(items, bounds), pool.shared))
+    for found in pool.each(lambda engine, chain: _answer(engine, chain, max_pruned), chains):
+        for item, part, left_out in found:
+            where = list(item.trie.labels)
+            scores[item.question, where], unknown[item.question, where] = part, left_out
             open_tries[item.question] -= 1
             if not open_tries[item.question]:
-                yield item.question, scores[item.question]
+                yield item.question, scores[item.question], unknown[item.question]
 
 
-def cells(questions: Sequence[Question]) -> int:
+def cells(questions: Sequence[Question], max_pruned: float) -> int:
     """Return how many tokens llama.cpp has to remember to answer questions."""
     largest = max(len(each.prompt) + len(trie.tokens) for each in questions for trie in each.tries)
-    return max(largest, most_cells(max(len(each.prompt) for each in questions)))
+    later = LATER if max_pruned else 0
+    return max(largest, most_cells(max(len(each.prompt) for each in questions)) + later)
 
 
 def probabilities(scores: Floats) -> Floats:
@@ -77,29 +86,40 @@ def _chains(found: Iterator[Pack], beginning: int) -> Iterator[list[Pack]]:
         yield chain
 
 
-def _answer(engine: Engine, chain: Sequence[Pack]) -> list[tuple[Item, Floats]]:
-    return [answer for pack in chain for answer in _scores(engine, pack)]
+def _answer(engine: Engine, chain: Sequence[Pack], max_pruned: float) -> list[tuple[Item, Floats, Flags]]:
+    return [answer for pack in chain for answer in _scores(engine, pack, max_pruned)]
 
 
-def _scores(engine: Engine, pack: Pack) -> Iterator[tuple[Item, Floats]]:
+def _scores(engine: Engine, pack: Pack, max_pruned: float) -> Iterator[tuple[Item, Floats, Flags]]:
     engine.share(pack.prefix)
-    batches = _batches(pack)
-    at_once = engine.texts or len(batches)
-    for start in range(0, len(batches), at_once):
-        logits = engine.decode(join(batches[start : start + at_once]))
-        row = 0
-        for item in pack.items[start : start + at_once]:
-            yield item, _read(logits[row : row + item.nodes + 1], item.trie)
-            row += item.nodes + 1
-    engine.forget()
-
-
-def _batches(pack: Pack) -> list[Batch]:
-    """Return for each item what of its prompt is new, and its labels."""
+    searches = [Search(item.trie, max_pruned) for item in pack.items]
     firsts = np.cumsum([0, *(item.trie.sequences for item in pack.items)]).tolist()
-    batches = []
-    for place, (item, stretches) in enumerate(zip(pack.items, pack.stretches(), strict=True)):
-        parts = [
+    prompts: list[Batch | None] = [*_prompts(pack, firsts)]
+    while asking := [place for place, search in enumerate(searches) if search.wanted]:
+        at_once = engine.texts or len(asking)
+        for start in range(0, len(asking), at_once):
+            together = asking[start : start + at_once]
+            parts = []
+            for place in together:
+                if prompt := prompts[place]:
+                    parts.append(prompt)
+                parts.append(_nodes(searches[place], len(pack.items[place].prompt), firsts[place]))
+                prompts[place] = None
+            logits = engine.decode(join(parts))
+            normalisers, row = log_sums(logits), 0
+            for place in together:
+                end = row + len(searches[place].wanted)
+                searches[place].take(logits[row:end], normalisers[row:end])
+                row = end
+    engine.forget()
+    for item, search in zip(pack.items, searches, strict=True):
+        yield item, *search.scores()
+
+
+def _prompts(pack: Pack, firsts: Sequence[int]) -> Iterator[Batch]:
+    """Yield for each item what of its prompt is new; its sequences begin with its entry of ``firsts``."""
+    for item, stretches in zip(pack.items, pack.stretches(), strict=True):
+        yield join(
             run_of(
                 item.prompt[each.start : each.stop],
                 each.start,
@@ -107,26 +127,17 @@ def _batches(pack: Pack) -> list[Batch]:
                 output_last=each.stop == len(item.prompt),
             )
             for each in stretches
-        ]
-        batches.append(join([*parts, _nodes(item.trie, len(item.prompt), firsts[place])]))
-    return batches
+        )
 
 
-def _nodes(trie: Trie, start: int, first: int) -> Batch:
+def _nodes(search: Search, start: int, first: int) -> Batch:
+    """Return what a search wants, short of the prompt's end; ``first`` is its first sequence."""
+    trie = search.trie
+    nodes = [place - 1 for place in search.wanted if place]
     return Batch(
-        trie.tokens,
-        trie.depths + np.int32(start),
-        trie.counts,
-        trie.members + np.int32(first),
-        np.ones(len(trie.tokens), np.int8),
+        trie.tokens[nodes],
+        trie.depths[nodes] + np.int32(start),
+        trie.counts[nodes],
+        np.concatenate([np.empty(0, np.int32), *map(trie.members_of, nodes)]) + np.int32(first),
+        np.ones(len(nodes), np.int8),
     )
-
-
-def _read(logits: Logits, trie: Trie) -> Floats:
-    """Turn ``(nodes + 1, vocabulary)`` logits into the labels' scores."""
-    peaks = logits.max(axis=1)
-    shares = logits - peaks[:, None]
-    np.exp(shares, out=shares)
-    normalisers = peaks + np.log(shares.sum(axis=1, dtype=np.float64))
-    steps = logits[trie.look_up_node, trie.look_up_token] - normalisers[trie.look_up_node]
-    return trie.scores(steps)

@@ -57,11 +57,12 @@ class InferConfig(StageConfig):
         default="none",
         description="contextual divides labels' probabilities by those they get for inputs without content",
     )
-    max_pruned: float = Field(
-        default=0.01,
+    max_pruned: float | None = Field(
+        default=None,
         ge=0,
         lt=1,
-        description="share of the probability that answers of several labels may have to be left uncomputed",
+        description="share of the probability that labels left uncomputed may have together; 0 computes all, "
+        "which is the default for one label; for several it is 0.01",
     )
     max_new_tokens: int = Field(default=256, ge=1, description="most tokens of a free answer")
     temperature: float = Field(
@@ -154,6 +155,11 @@ class InferConfig(StageConfig):
     def _consistent(self) -> InferConfig:
         if self.n > 1 and self.temperature == 0:
             raise ValueError(f"n={self.n} answers would be the same at temperature 0: set temperature")
+        if self.max_pruned and self.calibration != "none":
+            raise ValueError(
+                f"max_pruned={self.max_pruned} leaves small probabilities uncertain, and "
+                f"calibration={self.calibration} divides by small ones: leave one of them out"
+            )
         if not all(self.stop):
             raise ValueError("stop holds an empty text")
         constraint = self.constraint

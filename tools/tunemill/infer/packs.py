@@ -21,6 +21,8 @@ from tunemill.infer.trie import Trie
 ROOM = 192
 """Tokens that a pack has room for at least. Attention costs every token as many cells as are in use, rounded
 up to ``CELL_STEP``; so a pack ends there, and is no longer than needed to keep the multiplications busy."""
+LATER = 512
+"""Tokens of labels, computed after the prompts of a pack, that there is room for as well."""
 WORTH_MOVING = 32  # tokens that a pack computes again rather than ending early
 
 
@@ -31,10 +33,12 @@ class Item:
     question: int
     prompt: tuple[int, ...]
     trie: Trie
+    at_once: int
+    """Tokens of the labels that are computed with the prompt."""
 
     @property
     def nodes(self) -> int:
-        """Tokens of the labels."""
+        """Tokens of the labels, those that may be computed later included."""
         return len(self.trie.tokens)
 
 
@@ -118,15 +122,17 @@ def _end(items: Sequence[Item], known: Sequence[int], start: int, carried: int, 
     """Return which item is the first that does not belong to the pack from ``start`` on."""
     first = items[start]
     prefix = len(first.prompt) - 1
-    tokens, sequences, rows = 1 + first.nodes, first.trie.sequences, 1 + first.nodes
+    tokens, sequences, rows = 1 + first.at_once, first.trie.sequences, 1 + first.nodes
+    later = first.nodes - first.at_once
     for stop in range(start + 1, len(items)):
         item = items[stop]
         shorter = min(prefix, known[stop])
-        tokens += prefix - shorter + len(item.prompt) - known[stop] + item.nodes
+        tokens += prefix - shorter + len(item.prompt) - known[stop] + item.at_once
+        later += item.nodes - item.at_once
         sequences += item.trie.sequences
         rows += 1 + item.nodes
         prefix = shorter
-        full = tokens > _room(prefix) or sequences > MOST_SEQUENCES or rows > bounds.rows
+        full = tokens > _room(prefix) or later > LATER or sequences > MOST_SEQUENCES or rows > bounds.rows
         if full or min(carried, len(first.prompt) - 1) - prefix > WORTH_MOVING:
             return _joint(known, start, stop, prefix)
     return len(items)

@@ -48,7 +48,7 @@ SCHEMA = pyarrow.schema(
 dimensions. ``labels`` and ``golds``: the predicted and the true labels where a text may have several;
 ``label`` and ``gold`` are then those, joined. ``logprob``: nats of a free answer; ``samples``: further
 answers to the same prompt, ``sample_logprobs`` their nats. ``pruned``: how far off the probabilities of
-several labels may be."""
+labels may be."""
 NEEDED = ("id", "prompt", "completion", "text", "label")
 OPTIONAL = ("item", "dimension", "labels")
 
@@ -88,7 +88,7 @@ class Answer:
     sample_logprobs: tuple[float, ...] | None = None
     """The log-likelihoods of ``samples``."""
     pruned: float | None = None
-    """Of several labels: the largest share that answers left uncomputed can have together."""
+    """The largest share that labels left uncomputed can have together."""
 
 
 class Rows:

@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tunemill.infer.classify import Floats, Question
+from tunemill.infer.classify import Question
 from tunemill.infer.one_label import scores
+from tunemill.infer.pruning import Floats
 from tunemill.infer.rows import Answer
 from tunemill.infer.run import Run
 from tunemill.infer.sequences import Chosen, Level, Sequences
 from tunemill.task import Task
+
+MAX_PRUNED = 0.01
+"""Where ``max_pruned`` is not given: to compute all answers would take minutes for each text."""
 
 
 @dataclass
@@ -60,12 +64,13 @@ def answer(run: Run, questions: Sequence[Question], _numbers: Sequence[int]) -> 
     going_on = [
         _Found(number, one.prompt, one.sequences) for number, one in enumerate(questions) if one.sequences
     ]
+    max_pruned = MAX_PRUNED if run.config.max_pruned is None else run.config.max_pruned
     while going_on:
         levels = [one.sequences.after(one.beginnings) for one in going_on]
         asked = [Question(one.prompt, level.tries) for one, level in zip(going_on, levels, strict=True)]
-        for place, nats in scores(run, asked, max(level.scored for level in levels)):
+        for place, nats, _ in scores(run, asked, max(level.scored for level in levels), 0):
             one = going_on[place]
-            one.take(levels[place], nats, run.config.max_pruned)
+            one.take(levels[place], nats, max_pruned)
             if not one.beginnings:
                 yield one.number, _likeliest(one, run.task)
         going_on = [one for one in going_on if one.beginnings]

@@ -3,19 +3,20 @@
 A node stands for a token that something follows; the last token of a label needs no evaluation,
 only its probability at the node before. Every chain of nodes that no other extends gets a
 sequence of its own in llama.cpp's memory; a shared node belongs to all sequences through it.
-Node -1 is the prompt's last token, where every label begins.
+A *place* is where logits are read: 0 is the prompt's last token, where every label begins, then
+come the nodes, each plus one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int32]
-ROOT = -1
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,34 @@ class Trie:
     """Sequences needed, at least 1 (the prompt itself needs one)."""
     labels: tuple[int, ...]
     """Which labels (positions in the whole list) this tree scores, ascending."""
-    look_up_label: npt.NDArray[np.intp]
-    """``(steps,)`` position in ``labels`` whose score a step adds to."""
-    look_up_node: npt.NDArray[np.intp]
-    """``(steps,)`` node whose distribution the step reads, plus one: 0 is the prompt's end."""
+    lengths: npt.NDArray[np.intp]
+    """``(labels,)`` tokens of each label, which are as many steps."""
+    look_up_place: npt.NDArray[np.intp]
+    """``(steps,)`` place whose distribution a step reads, label after label, each from its first token on."""
     look_up_token: npt.NDArray[np.intp]
     """``(steps,)`` token whose log-probability the step reads."""
+    followers: tuple[int, ...]
+    """``(places,)`` the place that all labels through one go on with; 0 where they part, or one ends."""
 
-    def scores(self, log_probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Sum each label's steps: ``(steps,)`` log-probabilities to ``(labels,)`` in nats."""
-        sums = np.bincount(self.look_up_label, weights=log_probabilities, minlength=len(self.labels))
-        return sums.astype(np.float64)
+    @property
+    def trunk(self) -> int:
+        """How many nodes all labels begin with."""
+        return len(self.chain(0)) - 1
+
+    def chain(self, place: int) -> list[int]:
+        """Return a place and those that all labels through it go on with."""
+        found = [place]
+        while following := self.followers[found[-1]]:
+            found.append(following)
+        return found
+
+    def members_of(self, node: int) -> Ints:
+        """Return the sequences of one node."""
+        return self.members[self._starts[node] : self._starts[node + 1]]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *np.cumsum(self.counts).tolist()]
 
 
 def build_tries(labels: Sequence[Sequence[int]], most_sequences: int) -> tuple[Trie, ...]:
@@ -60,26 +78,33 @@ def build_tries(labels: Sequence[Sequence[int]], most_sequences: int) -> tuple[T
 
 @dataclass
 class _Growth:
-    """Nodes while a tree grows: ``index`` maps a path of tokens to its node."""
+    """Nodes while a tree grows: ``places`` maps a path of tokens to its place."""
 
-    index: dict[tuple[int, ...], int] = field(default_factory=dict)
-    steps: list[tuple[int, int, int]] = field(default_factory=list)
+    places: dict[tuple[int, ...], int] = field(default_factory=lambda: {(): 0})
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    after: list[set[int]] = field(default_factory=lambda: [set()])
+    """By place, those that come after it; 0 for the end of a label."""
 
-    def add(self, position: int, tokens: tuple[int, ...]) -> None:
-        node = ROOT
+    def add(self, tokens: tuple[int, ...]) -> None:
+        place = 0
         for depth, token in enumerate(tokens):
-            self.steps.append((position, node + 1, token))
+            self.steps.append((place, token))
+            following = 0
             if depth + 1 < len(tokens):
-                node = self.index.setdefault(tokens[: depth + 1], len(self.index))
+                following = self.places.setdefault(tokens[: depth + 1], len(self.places))
+            if following == len(self.after):
+                self.after.append(set())
+            self.after[place].add(following)
+            place = following
 
 
 def _build(labels: Sequence[Sequence[int]], chosen: tuple[int, ...]) -> Trie:
     growth = _Growth()
-    for position, label in enumerate(chosen):
-        growth.add(position, tuple(labels[label]))
-    paths = list(growth.index)
+    for label in chosen:
+        growth.add(tuple(labels[label]))
+    paths = list(growth.places)[1:]
     members = _members(paths)
-    steps = np.array(growth.steps, dtype=np.intp).reshape(-1, 3)
+    steps = np.array(growth.steps, dtype=np.intp).reshape(-1, 2)
     return Trie(
         tokens=np.array([path[-1] for path in paths], dtype=np.int32),
         depths=np.array([len(path) - 1 for path in paths], dtype=np.int32),
@@ -87,9 +112,10 @@ def _build(labels: Sequence[Sequence[int]], chosen: tuple[int, ...]) -> Trie:
         members=np.array([sequence for through in members for sequence in through], dtype=np.int32),
         sequences=max((through[-1] + 1 for through in members), default=1),
         labels=chosen,
-        look_up_label=steps[:, 0],
-        look_up_node=steps[:, 1],
-        look_up_token=steps[:, 2],
+        lengths=np.array([len(labels[label]) for label in chosen], dtype=np.intp),
+        look_up_place=steps[:, 0],
+        look_up_token=steps[:, 1],
+        followers=tuple(next(iter(after)) if len(after) == 1 else 0 for after in growth.after),
     )
 
 
