@@ -68,6 +68,18 @@ def cells(questions: Sequence[Question], max_pruned: float) -> int:
     return max(largest, most_cells(max(len(each.prompt) for each in questions)) + later)
 
 
+def scores_after(engine: Engine, prompt: tuple[int, ...], tries: Sequence[Trie], labels: int) -> Floats:
+    """Return the ``(labels,)`` log-likelihoods in nats of all that tries hold after one prompt.
+
+    The prompt stays in memory, so the next tries after it cost their own tokens alone.
+    """
+    scores = np.full(labels, np.nan)
+    for trie in tries:
+        pack = Pack((Item(0, prompt, trie, len(trie.tokens)),), prompt[:-1])
+        scores[list(trie.labels)] = _scores(engine, pack, 0)[0][1]
+    return scores
+
+
 def probabilities(scores: Floats) -> Floats:
     """Softmax over the labels: ``(labels,)`` nats to ``(labels,)`` shares that sum to 1."""
     shares = np.exp(scores - scores.max())
@@ -90,7 +102,7 @@ def _answer(engine: Engine, chain: Sequence[Pack], max_pruned: float) -> list[tu
     return [answer for pack in chain for answer in _scores(engine, pack, max_pruned)]
 
 
-def _scores(engine: Engine, pack: Pack, max_pruned: float) -> Iterator[tuple[Item, Floats, Flags]]:
+def _scores(engine: Engine, pack: Pack, max_pruned: float) -> list[tuple[Item, Floats, Flags]]:
     engine.share(pack.prefix)
     searches = [Search(item.trie, max_pruned) for item in pack.items]
     firsts = np.cumsum([0, *(item.trie.sequences for item in pack.items)]).tolist()
@@ -112,8 +124,7 @@ def _scores(engine: Engine, pack: Pack, max_pruned: float) -> Iterator[tuple[Ite
                 searches[place].take(logits[row:end], normalisers[row:end])
                 row = end
     engine.forget()
-    for item, search in zip(pack.items, searches, strict=True):
-        yield item, *search.scores()
+    return [(item, *search.scores()) for item, search in zip(pack.items, searches, strict=True)]
 
 
 def _prompts(pack: Pack, firsts: Sequence[int]) -> Iterator[Batch]:

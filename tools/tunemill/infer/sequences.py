@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 
-from tunemill.infer.engine import MOST_SEQUENCES
 from tunemill.infer.trie import Trie, build_tries
 from tunemill.task import Task
 
+NODES = 256
+"""Tokens of answers that are in memory beside a prompt, unless one answer alone has more."""
 REMEMBERED = 1024  # levels kept: texts of one kind go on after the same few labels
 
 Chosen = tuple[int, ...]
@@ -64,7 +65,7 @@ class Sequences:
         answers = tuple(longer for chosen in beginnings for longer in self._longer(chosen))
         going_on = tuple(chosen for chosen in answers if len(chosen) < self._task.max_labels)
         scored = [*map(self._tokens, answers), *map(self._stem, going_on)]
-        return Level(answers, going_on, build_tries(scored, MOST_SEQUENCES))
+        return Level(answers, going_on, build_tries(scored, max(1, NODES // max(map(len, scored)))))
 
     def _longer(self, chosen: Chosen) -> list[Chosen]:
         return [(*chosen, label) for label in range(len(self._task.labels)) if label not in chosen]

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tunemill.infer.classify import Question
-from tunemill.infer.one_label import scores
+from tunemill.infer.classify import Question, scores_after
+from tunemill.infer.engine import Engine
 from tunemill.infer.pruning import Floats
 from tunemill.infer.rows import Answer
-from tunemill.infer.run import Run
-from tunemill.infer.sequences import Chosen, Level, Sequences
+from tunemill.infer.run import Run, common_beginning
+from tunemill.infer.sequences import NODES, Chosen, Level, Sequences
 from tunemill.task import Task
 
 MAX_PRUNED = 0.01
@@ -33,9 +33,6 @@ MAX_PRUNED = 0.01
 class _Found:
     """What is known so far of one question."""
 
-    number: int
-    """Which question it is."""
-    prompt: tuple[int, ...]
     sequences: Sequences
     beginnings: tuple[Chosen, ...] = ((),)
     """What the next level goes on from."""
@@ -48,7 +45,7 @@ class _Found:
         """Add a level's scores, and choose after what the next one goes on."""
         answers = len(level.answers)
         self.nats.update(zip(level.answers, found[:answers].tolist(), strict=True))
-        self.stems.update(zip(level.beginnings, found[answers : level.scored].tolist(), strict=True))
+        self.stems.update(zip(level.beginnings, found[answers:].tolist(), strict=True))
         ascending = sorted(self.stems, key=self.stems.__getitem__)
         highest = max([*self.nats.values(), *self.stems.values()])
         shares = np.exp(np.array([self.stems[chosen] for chosen in ascending]) - highest)
@@ -60,20 +57,33 @@ class _Found:
 
 
 def answer(run: Run, questions: Sequence[Question], _numbers: Sequence[int]) -> Iterator[tuple[int, Answer]]:
-    """Yield each question's number and its answer, as soon as there is one."""
-    going_on = [
-        _Found(number, one.prompt, one.sequences) for number, one in enumerate(questions) if one.sequences
-    ]
+    """Yield each question's number and its answer, in any order."""
     max_pruned = MAX_PRUNED if run.config.max_pruned is None else run.config.max_pruned
-    while going_on:
-        levels = [one.sequences.after(one.beginnings) for one in going_on]
-        asked = [Question(one.prompt, level.tries) for one, level in zip(going_on, levels, strict=True)]
-        for place, nats, _ in scores(run, asked, max(level.scored for level in levels), 0):
-            one = going_on[place]
-            one.take(levels[place], nats, max_pruned)
-            if not one.beginnings:
-                yield one.number, _likeliest(one, run.task)
-        going_on = [one for one in going_on if one.beginnings]
+    prompts = [question.prompt for question in questions]
+    run.pool.share(common_beginning(prompts), max(map(_cells, questions)))
+
+    def found(engine: Engine, number: int) -> tuple[int, Answer]:
+        return number, _likeliest(_searched(engine, questions[number], max_pruned), run.task)
+
+    yield from run.pool.each(found, sorted(range(len(questions)), key=lambda number: prompts[number]))
+
+
+def _sequences(question: Question) -> Sequences:
+    if question.sequences is None:
+        raise TypeError("a question of this form says what answers there are")
+    return question.sequences
+
+
+def _cells(question: Question) -> int:
+    return len(question.prompt) + max(NODES, _sequences(question).longest)
+
+
+def _searched(engine: Engine, question: Question, max_pruned: float) -> _Found:
+    found = _Found(_sequences(question))
+    while found.beginnings:
+        level = found.sequences.after(found.beginnings)
+        found.take(level, scores_after(engine, question.prompt, level.tries, level.scored), max_pruned)
+    return found
 
 
 def _likeliest(found: _Found, task: Task) -> Answer:
