@@ -31,14 +31,16 @@ def model(micro: Any) -> Iterator[Model]:
         yield opened
 
 
-def scores_of(model: Model, prompts: list[str], labels: list[str], most: int = 256, **size: Any) -> Any:
+def scores_of(
+    model: Model, prompts: list[str], labels: list[str], most: int = 256, max_pruned: float = 0, **size: Any
+) -> Any:
     tries = build_tries([model.tokens(label) for label in labels], most)
     questions = [Question(model.tokens(prompt), tries) for prompt in prompts]
     shape = Size(0, size.get("n_batch", 0), size.get("flash", False), size.get("texts", 0))
     with Pool(model, shape, size.get("threads", 1), threading.Event()) as pool:
         beginning = common_beginning([question.prompt for question in questions])
         pool.share(beginning[: size.get("shared", 1024)], 2048)
-        found = {number: nats for number, nats, _ in score(pool, questions, len(labels), 0)}
+        found = {number: nats for number, nats, _ in score(pool, questions, len(labels), max_pruned)}
         return np.array([found[number] for number in range(len(questions))])
 
 
@@ -97,6 +99,15 @@ def test_many_labels_share_what_they_begin_with(model: Model) -> None:
     found = scores_of(model, PROMPTS[:2], labels)
     one_by_one = [scores_of(model, PROMPTS[:2], [label])[:, 0] for label in labels[::9]]
     assert np.abs(found[:, ::9] - np.array(one_by_one).T).max() < NATS
+
+
+def test_labels_may_be_left_out_of_several_trees(model: Model) -> None:
+    labels = [f"data {first}{second} data</s>" for first in "abcdef" for second in "klmnop"]
+    exact = scores_of(model, PROMPTS, labels)
+    found = scores_of(model, PROMPTS, labels, most=9, max_pruned=0.3)
+    off = np.abs(np.array([probabilities(row) for row in found]) - [probabilities(row) for row in exact])
+    assert 0.001 < off.max() <= 0.3  # what was left out shows, within the bound
+    assert (found.argmax(axis=1) == exact.argmax(axis=1)).all()
 
 
 def test_probabilities_sum_to_one_and_keep_the_order() -> None:
