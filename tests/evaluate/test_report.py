@@ -102,6 +102,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.parametrize("form", ["label", "labels"])
+def test_the_page_says_how_far_off_probabilities_may_be(form: str, tmp_path: Path) -> None:
+    said = "each probability is off by up to 0.0042 (max_pruned)"
+    for pruned in (0.0, 0.0042):
+        given = replace(predictions_of(form), most_pruned=pruned)
+        found = judge(given, Training(), np.arange(len(given)), CONFIG, QUIET)
+        write(tmp_path / str(pruned), found, [GIVEN], {"seed": 42}, command_of([GIVEN], CONFIG), CONFIG)
+        assert (said in page(tmp_path, str(pruned)).read_text()) == (pruned > 0)
+        record = json.loads((tmp_path / str(pruned) / "report.json").read_text())
+        assert record["calibration"]["most_pruned"] == pruned
+
+
 def page(pages: Path, folder: str) -> Path:
     (found,) = (pages / folder).glob("*.html")
     return found

@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
+from tunemill.evaluate.predictions import read_predictions
 from tunemill.infer.config import InferConfig
 from tunemill.infer.predict import predict
 from tunemill.infer.pruning import FEW, Search, log_sums
@@ -108,7 +109,7 @@ LONG = ("networking and servers", "networking and sockets", "data", "data types"
 def test_rows_say_how_much_was_left_out(
     micro: Any, dataset: Any, make_work: Any, labelled: Any, max_pruned: float
 ) -> None:
-    data = dataset(labelled(40), LONG)
+    data = dataset([(text, LONG[n % len(LONG)]) for n, (text, _) in enumerate(labelled(40))], LONG)
     exactly, roughly = (
         make_work(micro.gguf.parent, data, f"out-{allowed}", max_pruned=allowed)
         for allowed in (0, max_pruned)
@@ -120,6 +121,7 @@ def test_rows_say_how_much_was_left_out(
     )
     assert facts[0]["most_pruned"] == 0
     assert 0 < facts[1]["most_pruned"] == max(row["pruned"] for row in found) <= max_pruned
+    assert read_predictions(roughly.output).most_pruned == facts[1]["most_pruned"]
     for one, other in zip(exact, found, strict=True):
         assert one["label"] == other["label"]
         off = np.abs(np.array(one["probabilities"]) - np.array(other["probabilities"]))

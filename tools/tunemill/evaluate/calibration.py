@@ -42,6 +42,7 @@ def calibration(predictions: Predictions, bootstrap: Bootstrap) -> Calibration |
         expected_calibration_error=bootstrap.interval(value, resampled),
         brier_score=brier,
         log_loss=loss,
+        most_pruned=predictions.most_pruned,
         bins=_bins(given[there], right[there], numbers[there], bootstrap.confidence),
     )
 

@@ -201,6 +201,8 @@ class Calibration:
     """Mean squared distance of probabilities and truth: scikit-learn's ``brier_score_loss``."""
     log_loss: float | None
     """Mean nats that the true label was given too little; None where there may be several labels."""
+    most_pruned: float
+    """How far off a probability may be, because ``infer`` left uncomputed what is improbable."""
     bins: tuple[Bin, ...]
     """Those that hold rows."""
 

@@ -49,6 +49,8 @@ class Predictions:
     """What of the text each row is about; else empty."""
     coders: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
     """What further people answered, by their name; None where one did not."""
+    most_pruned: float = 0.0
+    """How far off a probability may be, because what is improbable was not computed."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -165,7 +167,10 @@ def _read(directory: Path) -> Predictions:
     if absent := [name for name in needed if name not in table.column_names]:
         raise BadDataError(f"{FILE} lacks the column {absent[0]}: run infer again")
     columns = {name: tuple(table[name].to_pylist()) for name in needed}
-    return _predictions(task, columns)
+    pruned = table["pruned"].to_pylist() if "pruned" in table.column_names else []
+    return replace(
+        _predictions(task, columns), most_pruned=max((share for share in pruned if share), default=0.0)
+    )
 
 
 def _predictions(task: Task, columns: Mapping[str, tuple[Any, ...]]) -> Predictions:

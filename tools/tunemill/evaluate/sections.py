@@ -309,6 +309,8 @@ def calibration(judged: Judged) -> Section | None:
     said = [f"Expected calibration error {written(SHARE, error)} ({error.low:.3f} to {error.high:.3f})"]
     said.append(f"Brier score {found.brier_score:.3f}")
     said += [] if found.log_loss is None else [f"log loss {found.log_loss:.3f} nats"]
+    if found.most_pruned:
+        said.append(f"each probability is off by up to {found.most_pruned:.2g} (max_pruned)")
     table = Table("calibration", f"Probabilities of each {found.what}, in bins.", columns, lines)
     return Section(
         "calibration", "Whether probabilities hold", (Words(", ".join(said) + "."), picture, Listing(table))
