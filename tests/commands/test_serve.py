@@ -128,6 +128,17 @@ def test_several_clients_at_once_get_what_one_gets(running: Running) -> None:
         assert list(clients.map(running.chat, ["abc", "tuv"] * 8)) == ["def", "wxy"] * 8
 
 
+def test_long_requests_wait_for_each_other_and_too_long_ones_are_told_so(running: Running) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    long = "abcdefghij" * 5  # letters are tokens, of which the model was trained for 64
+    with ThreadPoolExecutor(8) as clients:
+        assert list(clients.map(running.chat, [f"{long}klm"] * 12)) == ["nop"] * 12
+    body = {"messages": [{"role": "user", "content": long * 2}], "max_tokens": 3}
+    status, said = running.ask("/chat/completions", body)
+    assert (status, said["error"]["n_ctx"]) == (400, 64)
+
+
 def test_the_model_is_listed_by_its_name(running: Running) -> None:
     status, said = running.ask("/models")
     assert (status, [model["id"] for model in said["data"]]) == (200, [LAB])

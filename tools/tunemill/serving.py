@@ -79,7 +79,7 @@ class Settings:
     parallel: int
     """Requests answered at once."""
     ctx_size: int
-    """Tokens remembered, over all requests."""
+    """Tokens remembered; each of ``parallel`` requests has an equal share, so none takes another's."""
     threads: int
     """0 for llama.cpp's own choice."""
     gpu_layers: int
@@ -102,7 +102,7 @@ class Settings:
         if self.threads:
             named["--threads"] = self.threads
         words = [str(word) for pair in named.items() for word in pair]
-        return [*words, "--kv-unified", "--offline", "--no-slots"]
+        return [*words, "--no-kv-unified", "--offline", "--no-slots"]
 
 
 def choose_address(host: str, port: int, protected: bool) -> Address:

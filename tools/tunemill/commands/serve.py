@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tunemill.store import Artifact, Store
 
 KEY = "TUNEMILL_API_KEY"
-CONTEXT = 8192  # tokens; a long context is memory taken whether or not anyone uses it
+CONTEXT = 4096  # tokens of a request; a long context is memory taken whether or not anyone uses it
 UNKNOWN = "a host that is not known"
 
 
@@ -64,13 +64,14 @@ class Served:
     help=f"Its first line is the key that requests need; else {KEY}, if that is set.",
 )
 @click.option(
-    "--parallel", default=8, show_default=True, type=click.IntRange(1, 256), help="Requests answered at once."
+    "--parallel", default=2, show_default=True, type=click.IntRange(1, 256), help="Requests answered at once."
 )
 @click.option(
     "--ctx-size",
     type=click.IntRange(min=256),
     metavar="TOKENS",
-    help=f"Tokens of all requests together.  [default: {CONTEXT}, or what the model was trained for]",
+    help=f"Tokens remembered; each of --parallel requests has an equal share.  "
+    f"[default: {CONTEXT} for each, or what the model was trained for]",
 )
 @click.option(
     "--threads",
@@ -125,7 +126,7 @@ def serve(
     _fetch(found, store_url, progress)
     path = find_gguf(found.folder)
     prompting = read_prompting(found.folder)
-    size = ctx_size or _context(path)
+    size = ctx_size or parallel * _context(path)
     _prove(found, path, reprove, progress)
     alias = found.reference.partition("@")[0]
     settings = Settings(path, alias, address, parallel, size, threads or os.cpu_count() or 1, n_gpu_layers)
@@ -143,7 +144,7 @@ def serve(
 
 
 def _context(path: Path) -> int:
-    """Return how many tokens are remembered unless the user says so."""
+    """Return how many tokens a request may have unless the user says so."""
     from tunemill.gguf.header import read_gguf
 
     metadata = read_gguf(path).metadata
