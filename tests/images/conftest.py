@@ -6,6 +6,7 @@ from Debian's packages. What was built before is reused by the engine's cache.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -224,7 +225,8 @@ def inspect(image: str) -> dict[str, object]:
     return found
 
 
-def files_in(image: str) -> list[tarfile.TarInfo]:
+@functools.cache  # reading a gigabyte takes seconds, and several tests look at it
+def files_in(image: str) -> tuple[tarfile.TarInfo, ...]:
     """What an image's file system holds."""
     container = run("docker", "create", image).stdout.strip()
     try:
@@ -232,6 +234,6 @@ def files_in(image: str) -> list[tarfile.TarInfo]:
             subprocess.Popen(["docker", "export", container], stdout=subprocess.PIPE) as exported,
             tarfile.open(fileobj=exported.stdout, mode="r|") as tree,
         ):
-            return list(tree)
+            return tuple(tree)
     finally:
         run("docker", "rm", container)
