@@ -19,6 +19,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TUNEMILL := $(BIN)/tunemill
 SERVER := $(VENV)/.server
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What runs a stage and the pipeline, what it needs first, and how this machine sees the same store.
 ifeq ($(WHERE),local)
@@ -122,10 +123,10 @@ $(SERVER): $(INSTALLED) tools/tunemill/gguf/server.py
 	touch $@
 
 test: $(INSTALLED) ## Run the tests that need nothing but pip
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not s3 and not docker' $(ARGS)
+	$(BIN)/pytest $(PARALLEL) -m 'not s3 and not docker' $(ARGS)
 
 test-s3: $(INSTALLED) ## Run the tests that need a real S3 server (root on Debian)
-	$(BIN)/python tests/s3/run.py $(BIN)/pytest -m s3 $(ARGS)
+	$(BIN)/python tests/s3/run.py $(BIN)/pytest $(PARALLEL) -m s3 $(ARGS)
 
 test-images: $(INSTALLED) ## Build the images and run the tests in containers (Docker, or root on Debian)
 	$(BIN)/python tests/images/run.py $(BIN)/pytest -m docker $(ARGS)
