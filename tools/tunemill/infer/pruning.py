@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Logits = npt.NDArray[np.float32]
 
+AT_ONCE = 1 << 20  # logits that are exponentiated together, which bounds the memory for it
 FEW = 8
 """Nodes up to which all are computed with the prompt: another batch would cost more."""
 WRITING = math.log(0.1)
@@ -34,10 +35,15 @@ def nodes_at_once(trie: Trie, max_pruned: float) -> int:
 
 def log_sums(logits: Logits) -> Floats:
     """Return ``(rows,)`` what ``(rows, vocabulary)`` logits have beyond log-probabilities."""
-    peaks = logits.max(axis=1)
-    shares = logits - peaks[:, None]
-    np.exp(shares, out=shares)
-    return np.asarray(peaks + np.log(shares.sum(axis=1, dtype=np.float64)))
+    rows, vocabulary = logits.shape
+    sums, at_once = np.empty(rows), max(1, AT_ONCE // vocabulary)
+    for start in range(0, rows, at_once):
+        some = logits[start : start + at_once]
+        peaks = some.max(axis=1)
+        shares = some - peaks[:, None]
+        np.exp(shares, out=shares)
+        sums[start : start + at_once] = peaks + np.log(shares.sum(axis=1, dtype=np.float64))
+    return sums
 
 
 class Search:
