@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import pytest
 
 from tunemill.data.config import PrepareConfig
-from tunemill.data.examples import Example, label_values, read_examples, recognise
+from tunemill.data.examples import Example, Examples, label_values, read_examples, recognise
 from tunemill.data.labels import NO_LABELS, label_set
 from tunemill.data.tables import Row
 from tunemill.data.template import fill
@@ -17,7 +18,7 @@ USER = {"role": "user", "content": "Hi"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def read(*values: dict[str, Any], **config: Any) -> list[Example]:
+def read(*values: dict[str, Any], **config: Any) -> Examples:
     settings = PrepareConfig(dataset_name="rows.jsonl", **config)
     rows = [Row(f"row {number}", f"rows-{number}", one) for number, one in enumerate(values, 1)]
     shape = recognise(rows, settings)
@@ -199,3 +200,26 @@ def test_codes_of_yaml_are_numbers_and_its_truth_values_are_refused() -> None:
 
 def test_json_in_a_prompt_is_left_alone() -> None:
     assert fill('Answer as {"label": 1}: {text}', {"text": "x"}, "row 1") == 'Answer as {"label": 1}: x'
+
+
+def test_examples_are_made_anew_of_their_rows() -> None:
+    examples = read(*({"question": f"{n}?", "answer": "Yes"} for n in range(5)))
+    assert [example.text for example in examples] == ["0?", "1?", "2?", "3?", "4?"]
+    assert (examples[3], examples[-1].text) == (examples[3], "4?")
+    assert [example.text for example in examples[1:3]] == ["1?", "2?"]
+    assert [example.text for example in examples.select([4, 0]).select([1])] == ["0?"]
+    with pytest.raises(IndexError):
+        examples[5]
+
+
+def test_going_through_examples_reads_each_row_once() -> None:
+    rows = [Row(f"row {n}", f"rows-{n}", {}) for n in range(3)]
+    calls: list[str] = []
+
+    def of(row: Row) -> list[Example]:
+        calls.append(row.name)
+        return [Example(f"{row.name}-{n}", (), "", "", None, row.where, None) for n in range(2)]
+
+    examples = Examples(rows, of, array("i", [0, 0, 0, 1, 2, 1]))
+    assert [example.id for example in examples] == ["rows-0-0", "rows-0-1", "rows-2-1"]
+    assert calls == ["rows-0", "rows-2"]

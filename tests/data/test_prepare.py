@@ -228,6 +228,21 @@ def test_a_base_without_tokenizer(
     assert "\n" not in str(error.value)
 
 
+def test_a_large_split_is_several_row_groups_of_the_same_rows(
+    prepared: Prepared, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(rows())
+    whole, _ = prepared("whole", dataset_name=source)
+    monkeypatch.setattr(stage, "BATCH", 7)
+    monkeypatch.setattr(stage, "ROW_GROUP", 1)
+    parts, _ = prepared("parts", dataset_name=source)
+    with parquet.ParquetFile(parts / "train.parquet") as file:
+        assert file.metadata.num_row_groups == 7
+        sizes = [len(batch) for batch in file.iter_batches(20)]  # infer counts on batches of one size
+    assert sizes == [20, 20, 8]
+    assert read(parts, "train") == read(whole, "train")
+
+
 def test_a_full_disk(
     work: Callable[..., Work[Any]], write: Callable[..., str], base: Path, full_disk: Path
 ) -> None:

@@ -6,19 +6,19 @@ Neither holds a time or a path of the machine, so the same data give the same by
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tunemill.data import stdlib
 from tunemill.data.config import STDLIB, PrepareConfig
-from tunemill.data.examples import Example
+from tunemill.data.examples import Example, Examples
 from tunemill.data.labels import LabelSet
-from tunemill.data.lengths import Length
 from tunemill.files import write_json, write_text
 
+SPLITS: Final = ("train", "validation", "test")
 QUANTILES: Final = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 REASONS: Final = {
@@ -36,12 +36,13 @@ LISTED: Final = 100
 
 @dataclass(frozen=True)
 class Kept:
-    """One example that is in the data, with what was found out about it."""
+    """What is in the data: of every example in order, what was found out about it."""
 
-    example: Example
-    split: str
-    group: int
-    length: Length
+    examples: Examples
+    splits: Sequence[str]
+    groups: Sequence[int]
+    lengths: Any
+    """Tokens of prompt and completion, int ``(examples, 2)``."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Findings:
     read: int
     """Rows before anything was dropped."""
     shape: str
-    dropped: Mapping[str, Sequence[str]]
-    """Reason to the ids of the rows left out."""
+    dropped: Mapping[str, Sequence[Example]]
+    """Reason to the rows left out."""
     contradictions: Sequence[Sequence[str]]
     """Ids of rows with one text and different labels."""
     special: Sequence[tuple[str, str]]
@@ -63,13 +64,13 @@ class Findings:
     """What the order of the prompt's parts costs; None without a prompt of the task's own."""
 
 
-def make_card(
-    kept: Sequence[Kept], findings: Findings, labels: LabelSet, config: PrepareConfig
-) -> dict[str, Any]:
+def make_card(kept: Kept, findings: Findings, labels: LabelSet, config: PrepareConfig) -> dict[str, Any]:
     """Return the card as JSON-able facts."""
-    splits = {split: [one for one in kept if one.split == split] for split in ("train", "validation", "test")}
-    present = {split: examples for split, examples in splits.items() if examples}
-    sizes = Counter(one.group for one in kept)
+    rows = Counter(kept.splits)
+    present = [split for split in SPLITS if rows[split]]
+    sizes = Counter(kept.groups)
+    found = _found(kept, present)
+    dimensions = dict.fromkeys(name for by_dimension in found.values() for name in by_dimension)
     return {
         "dataset": config.dataset_name,
         "revision": config.dataset_revision,
@@ -81,45 +82,47 @@ def make_card(
         "max_length": config.max_length,
         "near_duplicate_threshold": config.near_duplicate_threshold,
         "rows_read": findings.read,
-        "rows": {split: len(examples) for split, examples in present.items()},
-        "dropped": {reason: len(ids) for reason, ids in findings.dropped.items()},
-        "dropped_ids": {reason: list(ids[:LISTED]) for reason, ids in findings.dropped.items()},
+        "rows": {split: rows[split] for split in present},
+        "dropped": {reason: len(examples) for reason, examples in findings.dropped.items()},
+        "dropped_ids": {
+            reason: [example.id for example in examples[:LISTED]]
+            for reason, examples in findings.dropped.items()
+        },
         "near_duplicate_groups": sum(size > 1 for size in sizes.values()),
         "rows_in_near_duplicate_groups": sum(size for size in sizes.values() if size > 1),
         "contradictory_texts": len(findings.contradictions),
         "contradictory_ids": [list(ids) for ids in findings.contradictions[:LISTED]],
         "special_token_texts": len(findings.special),
         "special_token_ids": [list(pair) for pair in findings.special[:LISTED]],
-        "labels": _counts(present, labels),
-        **({"dimensions": _dimensions(present, labels)} if config.dimensions is not None else {}),
-        "tokens": {split: _tokens(examples) for split, examples in present.items()},
+        "labels": _counts(found, dimensions, labels),
+        **(
+            {"dimensions": {name: _counts(found, [name], labels) for name in dimensions}}
+            if config.dimensions is not None
+            else {}
+        ),
+        "tokens": _tokens(kept, present),
         "prompt_order": findings.order,
     }
 
 
-def _counts(present: Mapping[str, Sequence[Kept]], labels: LabelSet) -> dict[str, dict[str, int]]:
-    """Return how many examples of each split have each label; of several, each counts."""
-    found = {
-        split: Counter(name for one in examples for name in (one.example.labels or (one.example.label,)))
-        for split, examples in present.items()
-    }
-    return {label.name: {split: found[split][label.name] for split in present} for label in labels.labels}
+Found = Mapping[str, Mapping[str, Counter[str | None]]]
+"""How often each label is in a dimension of a split; of several labels, each counts."""
 
 
-def _dimensions(
-    present: Mapping[str, Sequence[Kept]], labels: LabelSet
-) -> dict[str, dict[str, dict[str, int]]]:
-    names = dict.fromkeys(one.example.dimension or "" for examples in present.values() for one in examples)
-    return {
-        name: _counts(
-            {
-                split: [one for one in examples if one.example.dimension == name]
-                for split, examples in present.items()
-            },
-            labels,
-        )
-        for name in names
+def _found(kept: Kept, splits: Sequence[str]) -> Found:
+    found: dict[str, dict[str, Counter[str | None]]] = {split: defaultdict(Counter) for split in splits}
+    for example, split in zip(kept.examples, kept.splits, strict=True):
+        found[split][example.dimension or ""].update(example.labels or (example.label,))
+    return found
+
+
+def _counts(found: Found, dimensions: Iterable[str], labels: LabelSet) -> dict[str, dict[str, int]]:
+    """Return how many examples of each split have each label in any of the dimensions."""
+    counts = {
+        split: sum((by_dimension[name] for name in dimensions), Counter())
+        for split, by_dimension in found.items()
     }
+    return {label.name: {split: counts[split][label.name] for split in counts} for label in labels.labels}
 
 
 def write_card(directory: Path, card: Mapping[str, Any]) -> None:
@@ -128,19 +131,21 @@ def write_card(directory: Path, card: Mapping[str, Any]) -> None:
     write_text(directory / "README.md", _readme(card))
 
 
-def _tokens(kept: Sequence[Kept]) -> dict[str, dict[str, int]]:
-    return {
-        "prompt": _quantiles([one.length.prompt for one in kept]),
-        "completion": _quantiles([one.length.completion for one in kept]),
-        "total": _quantiles([one.length.total for one in kept]),
-    }
+def _tokens(kept: Kept, splits: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
+    import numpy
+
+    tokens = {}
+    for split in splits:
+        lengths = kept.lengths[numpy.fromiter((one == split for one in kept.splits), bool)]
+        parts = {"prompt": lengths[:, 0], "completion": lengths[:, 1], "total": lengths.sum(axis=1)}
+        tokens[split] = {part: _quantiles(numpy.sort(values)) for part, values in parts.items()}
+    return tokens
 
 
-def _quantiles(values: Sequence[int]) -> dict[str, int]:
+def _quantiles(ordered: Any) -> dict[str, int]:
     """Nearest-rank quantiles: each is a length that occurs."""
-    ordered = sorted(values)
     last = len(ordered) - 1
-    return {f"{quantile:.0%}": ordered[round(quantile * last)] for quantile in QUANTILES}
+    return {f"{quantile:.0%}": int(ordered[round(quantile * last)]) for quantile in QUANTILES}
 
 
 def _readme(card: Mapping[str, Any]) -> str:

@@ -8,8 +8,9 @@ pairs, so MinHash may only miss a pair, never invent one. Groups are the connect
 from __future__ import annotations
 
 import unicodedata
+from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
@@ -44,30 +45,35 @@ def find_duplicates(examples: Sequence[Example], threshold: float, progress: Pro
         threshold: Jaccard similarity, 0 to 1, from which two texts are one group.
         progress: shows the search for near-duplicates.
     """
-    normal = [_normal(example.text) for example in examples]
-    order = sorted(range(len(examples)), key=lambda n: (examples[n].split != "test", n))
-    same: dict[str, list[int]] = defaultdict(list)
-    for position in order:
-        same[normal[position]].append(position)
-    belonging: dict[str, list[int]] = defaultdict(list)
+    known: dict[str, int] = {}  # every text once, however many dimensions it is asked about
+    texts, parents, given_test = array("i"), array("i"), array("b")
+    first: list[int] = []
+    belonging: dict[str, int] = {}
     for position, example in enumerate(examples):
+        text = known.setdefault(_normal(example.text), len(known))
+        if text == len(parents):
+            parents.append(text)
+            first.append(position)
+        texts.append(text)
+        given_test.append(example.split == "test")
         if example.belongs is not None:
-            belonging[example.belongs].append(position)
-    parents = list(range(len(examples)))
-    for positions in [*same.values(), *belonging.values()]:
-        for position in positions[1:]:
-            _join(parents, positions[0], position)
-    first = [positions[0] for positions in same.values()]
-    if threshold < 1:  # else equal texts are all there is to find, and they are joined
-        _join_similar(parents, sorted(first), normal, threshold, progress)
+            _join(parents, belonging.setdefault(example.belongs, text), text)
+    same: dict[int, array[int]] = defaultdict(lambda: array("i"))
+    for wanted in (True, False):
+        for position, text in enumerate(texts):
+            if given_test[position] == wanted:
+                same[text].append(position)
+    if threshold < 1:  # else equal texts are all there is to find, and they are one
+        _join_similar(parents, list(known), threshold, progress)
+    several = [positions for positions in same.values() if len(positions) > 1]
     return Duplicates(
-        dropped=frozenset(n for positions in same.values() for n in _repeated(examples, positions)),
-        groups=tuple(_root(parents, n) for n in range(len(examples))),
-        contradictions=_contradictions(examples, same),
+        dropped=frozenset(n for positions in several for n in _repeated(examples, positions)),
+        groups=tuple(first[_root(parents, text)] for text in texts),
+        contradictions=tuple(ids for positions in several for ids in _contradictions(examples, positions)),
     )
 
 
-def _repeated(examples: Sequence[Example], positions: list[int]) -> list[int]:
+def _repeated(examples: Sequence[Example], positions: Sequence[int]) -> list[int]:
     """Positions whose text, prompt and answer an earlier one has, unless given as test."""
     seen: set[tuple[object, ...]] = set()
     repeated = []
@@ -81,41 +87,35 @@ def _repeated(examples: Sequence[Example], positions: list[int]) -> list[int]:
     return repeated
 
 
-def _contradictions(examples: Sequence[Example], same: dict[str, list[int]]) -> tuple[tuple[str, ...], ...]:
-    return tuple(
-        tuple(examples[n].id for n in sorted(asked))
-        for positions in same.values()
-        for asked in _by_dimension(examples, positions)
-        if len({examples[n].label for n in asked}) > 1
-    )
-
-
-def _by_dimension(examples: Sequence[Example], positions: Sequence[int]) -> Iterable[list[int]]:
-    apart: dict[str | None, list[int]] = defaultdict(list)
+def _contradictions(examples: Sequence[Example], positions: Sequence[int]) -> Iterable[tuple[str, ...]]:
+    apart: dict[str | None, list[tuple[int, str, str | None]]] = defaultdict(list)
     for position in positions:
-        apart[examples[position].dimension].append(position)
-    return apart.values()
+        example = examples[position]
+        apart[example.dimension].append((position, example.id, example.label))
+    for asked in apart.values():
+        if len({label for _, _, label in asked}) > 1:
+            yield tuple(name for _, name, _ in sorted(asked))
 
 
 def _join_similar(
-    parents: list[int], positions: list[int], normal: Sequence[str], threshold: float, progress: Progress
+    parents: MutableSequence[int], normal: Sequence[str], threshold: float, progress: Progress
 ) -> None:
     from datasketch import MinHash, MinHashLSH
 
     # Missing a pair (the second weight) is worse than a candidate that verification refuses.
     index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-    texts = _Shingled([normal[position] for position in positions])
-    with progress.task("compare texts", len(positions), "texts") as task:
-        for start in range(0, len(positions), BATCH):
-            batch = range(start, min(start + BATCH, len(positions)))
+    texts = _Shingled(normal)
+    with progress.task("compare texts", len(normal), "texts") as task:
+        for start in range(0, len(normal), BATCH):
+            batch = range(start, min(start + BATCH, len(normal)))
             hashes = MinHash.bulk(
                 [texts.hashes(n) for n in batch], num_perm=PERMUTATIONS, seed=1, hashfunc=_same
             )
             for own, minhash in zip(batch, hashes, strict=True):
-                root = _root(parents, positions[own])
-                near = [n for n in index.query(minhash) if _root(parents, positions[n]) != root]
+                root = _root(parents, own)
+                near = [n for n in index.query(minhash) if _root(parents, n) != root]
                 for other in texts.similar(own, near, threshold):
-                    _join(parents, positions[other], positions[own])
+                    _join(parents, other, own)
                 index.insert(own, minhash)
             task.advance(len(batch))
 
@@ -130,11 +130,10 @@ class _Shingled:
     def __init__(self, texts: Sequence[str]) -> None:
         import numpy
 
-        found = [_shingles(text) for text in texts]
+        found = [numpy.fromiter(_shingles(text), numpy.uint64) for text in texts]
         self._sizes = numpy.array([len(hashes) for hashes in found], dtype=numpy.int64)
         self._hashes, inverse = numpy.unique(
-            numpy.fromiter((one for hashes in found for one in hashes), dtype=numpy.uint64),
-            return_inverse=True,
+            numpy.concatenate([numpy.empty(0, numpy.uint64), *found]), return_inverse=True
         )
         self._numbers = numpy.split(inverse.astype(numpy.int32), numpy.cumsum(self._sizes)[:-1])
         self._marks = numpy.zeros(len(self._hashes), dtype=bool)
@@ -177,13 +176,13 @@ def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def _root(parents: list[int], position: int) -> int:
+def _root(parents: MutableSequence[int], position: int) -> int:
     while parents[position] != position:
         parents[position] = parents[parents[position]]
         position = parents[position]
     return position
 
 
-def _join(parents: list[int], one: int, other: int) -> None:
+def _join(parents: MutableSequence[int], one: int, other: int) -> None:
     low, high = sorted((_root(parents, one), _root(parents, other)))
     parents[high] = low

@@ -2,16 +2,18 @@
 
 The shape is recognised once, from the columns of the whole dataset and the task's
 configuration; every row is then held to it, and one that does not fit is named. Values are put
-into the prompt as they are, once: braces in a text are never taken for columns.
+into the prompt as they are, once: braces in a text are never taken for columns. Examples are made
+of their row whenever they are asked for and not kept: 30,000 texts on 46 dimensions would take 7 GB.
 """
 
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, overload
 
 from tunemill.data.config import PrepareConfig
 from tunemill.data.formats import first_values
@@ -62,6 +64,44 @@ class Example:
     def unrated(self) -> bool:
         """Whether the data say nothing of this text in this dimension."""
         return self.dimension is not None and self.label is None
+
+
+class Examples(Sequence[Example]):
+    """Examples of a dataset's rows, each made anew when it is asked for; in order, a row is read once.
+
+    What is kept of one is its place, 8 bytes: the row's number and its own among those of the row.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], read: Callable[[Row], Sequence[Example]], places: array[int]
+    ) -> None:
+        self._rows = rows
+        self._read = read
+        self._places = places
+        self._newest: tuple[int, Sequence[Example]] = (-1, ())
+
+    def __len__(self) -> int:
+        return len(self._places) // 2
+
+    @overload
+    def __getitem__(self, position: int) -> Example: ...
+    @overload
+    def __getitem__(self, position: slice) -> Examples: ...
+    def __getitem__(self, position: int | slice) -> Example | Examples:
+        if isinstance(position, slice):
+            return self.select(range(len(self))[position])
+        start = range(0, len(self._places), 2)[position]
+        row, number = self._places[start : start + 2]
+        if self._newest[0] != row:
+            self._newest = (row, self._read(self._rows[row]))
+        return self._newest[1][number]
+
+    def select(self, positions: Iterable[int]) -> Examples:
+        """Return the examples at these positions, in this order."""
+        places = array("i")
+        for position in positions:
+            places.extend(self._places[2 * position : 2 * position + 2])
+        return Examples(self._rows, self._read, places)
 
 
 @dataclass(frozen=True)
@@ -131,26 +171,25 @@ def _dimensions(columns: Mapping[str, Any], config: PrepareConfig) -> Shape:
     return Shape("dimensions", text)
 
 
-def read_examples(
-    rows: Iterable[Row], shape: Shape, labels: LabelSet, config: PrepareConfig
-) -> list[Example]:
+def read_examples(rows: Sequence[Row], shape: Shape, labels: LabelSet, config: PrepareConfig) -> Examples:
     """Read every row by the dataset's shape.
 
     Raises:
         BadDataError: rows lack a field or have a label outside the set; names the first one.
     """
-    examples: list[Example] = []
+    reader = READERS[shape.name]
+    places = array("i")
     errors: list[BadDataError] = []
-    read = READERS[shape.name]
-    for row in rows:
+    for place, row in enumerate(rows):
         try:
-            examples += read(row, shape, labels, config)
+            for number in range(len(reader(row, shape, labels, config))):
+                places.extend((place, number))
         except BadDataError as error:
             errors.append(error)
     if errors:
         more = f" ({len(errors) - 1} more rows are wrong as well)" if len(errors) > 1 else ""
         raise BadDataError(f"{errors[0]}{more}")
-    return examples
+    return Examples(rows, lambda row: reader(row, shape, labels, config), places)
 
 
 def label_values(rows: Iterable[Row], shape: Shape, config: PrepareConfig) -> list[str]:

@@ -7,7 +7,6 @@ what training and inference do with them. No remote code is run for a tokenizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tunemill.data.examples import Example
@@ -18,36 +17,23 @@ from tunemill.prompting import Prompting
 BATCH = 512
 
 
-@dataclass(frozen=True)
-class Length:
-    """Tokens of one example."""
-
-    prompt: int
-    completion: int
-
-    @property
-    def total(self) -> int:
-        """Tokens of both, which is what ``max_length`` bounds."""
-        return self.prompt + self.completion
-
-
 def count_tokens(
     examples: Sequence[Example], prompting: Prompting, tokenizer: Any, progress: Progress
-) -> list[Length]:
-    """Return the length of every example, in order.
+) -> Any:
+    """Return the tokens of every example's prompt and completion, in order: int32 ``(examples, 2)``.
 
     Raises:
         BadDataError: the chat template refuses a conversation; names the row.
     """
-    lengths: list[Length] = []
+    import numpy
+
+    lengths = numpy.empty((len(examples), 2), dtype=numpy.int32)
     with progress.task("count tokens", len(examples), "examples") as task:
         for start in range(0, len(examples), BATCH):
-            batch = examples[start : start + BATCH]
-            texts = [_render(example, prompting) for example in batch]
-            prompts = _count(tokenizer, [prompt for prompt, _ in texts])
-            completions = _count(tokenizer, [completion for _, completion in texts])
-            lengths += map(Length, prompts, completions)
-            task.advance(len(batch))
+            texts = [_render(example, prompting) for example in examples[start : start + BATCH]]
+            for part, column in enumerate(zip(*texts, strict=True)):
+                lengths[start : start + BATCH, part] = _count(tokenizer, column)
+            task.advance(len(texts))
     return lengths
 
 
@@ -74,5 +60,5 @@ def _render(example: Example, prompting: Prompting) -> tuple[str, str]:
         raise BadDataError(f"{example.where}: {error}") from error
 
 
-def _count(tokenizer: Any, texts: list[str]) -> list[int]:
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+def _count(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]

@@ -9,20 +9,22 @@ and seed give byte-identical files.
 from __future__ import annotations
 
 import logging
+from array import array
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from tunemill.data.card import Findings, Kept, make_card, write_card
+from tunemill.data.card import SPLITS, Findings, Kept, make_card, write_card
 from tunemill.data.config import PrepareConfig
 from tunemill.data.content_free import FILE as CONTENT_FREE
 from tunemill.data.content_free import content_free_prompts
 from tunemill.data.deduplicate import find_duplicates
-from tunemill.data.examples import Example, Shape, described, label_values, read_examples, recognise
+from tunemill.data.examples import Example, Examples, Shape, described, label_values, read_examples, recognise
 from tunemill.data.formats import check_source, read_rows, read_unlabelled, source_digests
 from tunemill.data.labels import NO_LABELS, LabelSet, label_set
-from tunemill.data.lengths import Length, count_tokens, special_texts
+from tunemill.data.lengths import count_tokens, special_texts
 from tunemill.data.split import split_examples
 from tunemill.data.tables import UNLABELLED, Row
 from tunemill.data.template import LABELS, computed_again, fill
@@ -41,7 +43,11 @@ PUNCTUATION: Final = 8
 SAMPLE: Final = 256
 """Texts whose mean length stands for all."""
 
-SPLITS = ("train", "validation", "test")
+ROW_GROUP: Final = 64 << 20
+"""Bytes of rows, not yet compressed, from which a row group of Parquet is written."""
+BATCH: Final = 1024
+"""Rows that are in memory as Python's objects at once."""
+
 PRECEDENCE = {None: 0, "train": 0, "validation": 1, "test": 2}
 """Of two near-equal rows in given splits, the one in the higher split stays."""
 
@@ -73,10 +79,11 @@ def prepare(work: Work[PrepareConfig]) -> Facts:
     labels = _labels(rows, shape, config)
     filled = _with_labels(config, labels)
     read = read_examples(rows, shape, labels, filled)
-    examples = [example for example in read if not (example.unrated or _is_blank(example))]
-    dropped = {"blank": _ids(example for example in read if _is_blank(example) and not example.unrated)}
+    empty = [_empty(example) for example in read]
+    examples = read.select(_where(empty, None))
+    dropped = {"blank": read.select(_where(empty, "blank"))}
     if config.dimensions is not None:
-        dropped["unrated"] = _ids(example for example in read if example.unrated)
+        dropped["unrated"] = read.select(_where(empty, "unrated"))
     work.progress.say(f"prepare: {len(rows)} rows read as {shape.name}")
 
     prompting, tokenizer = read_prompting(base), load_tokenizer(base)
@@ -84,20 +91,17 @@ def prepare(work: Work[PrepareConfig]) -> Facts:
     lengths = count_tokens(examples, prompting, tokenizer, work.progress)
     reasons = _reasons(examples, duplicates.dropped, duplicates.groups, lengths, config.max_length)
     for name in ("duplicate", "leak", "too_long"):
-        dropped[name] = _ids(examples[n] for n, reason in reasons.items() if reason == name)
+        dropped[name] = examples.select(_where(reasons, name))
 
     kept = _cut(examples, reasons, duplicates.groups, lengths, config)
     _check_kept(kept, dropped, config)
-    special = special_texts([one.example for one in kept], tokenizer)
+    special = special_texts(kept.examples, tokenizer)
     digests = {Path(name).name: digest for name, digest in source_digests(config).items()}
     order = _order(kept, labels, config, tokenizer)
     findings = Findings(len(read), shape.name, dropped, duplicates.contradictions, special, digests, order)
     card = make_card(kept, findings, labels, config)
     _write(work.output, kept, labels, config)
-    unlabelled = _unlabelled(shape, labels, filled)
-    if unlabelled:
-        _write_parquet(work.output / f"{UNLABELLED}.parquet", unlabelled)
-    card["unlabelled"] = len(unlabelled)
+    card["unlabelled"] = _write_unlabelled(work.output, shape, labels, filled)
     if shape.name in ("text-label", "dimensions"):
         write_json(work.output / CONTENT_FREE, content_free_prompts(rows, shape, labels, filled))
     write_card(work.output, card)
@@ -118,14 +122,12 @@ def _with_labels(config: PrepareConfig, labels: LabelSet) -> PrepareConfig:
     return config.model_copy(update={"system_prompt": system})
 
 
-def _order(
-    kept: Sequence[Kept], labels: LabelSet, config: PrepareConfig, tokenizer: Any
-) -> Mapping[str, Any] | None:
+def _order(kept: Kept, labels: LabelSet, config: PrepareConfig, tokenizer: Any) -> Mapping[str, Any] | None:
     """Return what the order of the prompt's parts costs, and say so where it is worth it."""
     if config.prompt is None:
         return None
-    mean = sum(one.length.prompt for one in kept) / len(kept)
-    texts = [one.example.text for one in kept[:SAMPLE]]
+    mean = float(kept.lengths[:, 0].mean())
+    texts = [example.text for example in kept.examples[:SAMPLE]]
     again = computed_again(config.prompt, labels.listed(), described(config), texts, tokenizer)
     share = again / mean
     if share >= WORTH_SAYING and again > PUNCTUATION:
@@ -140,77 +142,86 @@ def _order(
     return {"tokens_again": round(again), "share": round(share, 4)}
 
 
-def _is_blank(example: Example) -> bool:
-    return not example.text.strip() or not example.completion
+def _empty(example: Example) -> str | None:
+    if example.unrated:
+        return "unrated"
+    return None if example.text.strip() and example.completion else "blank"
 
 
-def _ids(examples: Any) -> list[str]:
-    return [example.id for example in examples]
+def _where(values: Sequence[str | None], wanted: str | None) -> Iterator[int]:
+    return (position for position, value in enumerate(values) if value == wanted)
 
 
 def _reasons(
     examples: Sequence[Example],
     repeated: frozenset[int],
     groups: Sequence[int],
-    lengths: Sequence[Length],
+    lengths: Any,
     max_length: int,
-) -> dict[int, str]:
-    """Return, for the positions to drop, the first reason that holds."""
+) -> list[str | None]:
+    """Return for every example the first reason to drop it that holds."""
+    ranks = [PRECEDENCE[example.split] for example in examples]
     highest: dict[int, int] = defaultdict(int)
-    for example, group in zip(examples, groups, strict=True):
-        highest[group] = max(highest[group], PRECEDENCE[example.split])
-    reasons: dict[int, str] = {}
-    for position, example in enumerate(examples):
-        if PRECEDENCE[example.split] < highest[groups[position]]:
-            reasons[position] = "leak"
+    for rank, group in zip(ranks, groups, strict=True):
+        highest[group] = max(highest[group], rank)
+    reasons: list[str | None] = []
+    for position, (rank, group, tokens) in enumerate(zip(ranks, groups, lengths.sum(axis=1), strict=True)):
+        if rank < highest[group]:
+            reasons.append("leak")
         elif position in repeated:
-            reasons[position] = "duplicate"
-        elif lengths[position].total > max_length:
-            reasons[position] = "too_long"
+            reasons.append("duplicate")
+        else:
+            reasons.append("too_long" if tokens > max_length else None)
     return reasons
 
 
 def _cut(
-    examples: Sequence[Example],
-    reasons: Mapping[int, str],
+    examples: Examples,
+    reasons: Sequence[str | None],
     groups: Sequence[int],
-    lengths: Sequence[Length],
+    lengths: Any,
     config: PrepareConfig,
-) -> list[Kept]:
-    positions = [n for n in range(len(examples)) if n not in reasons]
-    kept = [examples[n] for n in positions]
-    splits = split_examples(
-        kept, [groups[n] for n in positions], config.test_size, config.validation_size, config.seed
-    )
-    return [
-        Kept(example, split, groups[n], lengths[n])
-        for example, split, n in zip(kept, splits, positions, strict=True)
-    ]
+) -> Kept:
+    stays = array("i", _where(reasons, None))
+    kept, grouped = examples.select(stays), array("i", (groups[n] for n in stays))
+    splits = split_examples(kept, grouped, config.test_size, config.validation_size, config.seed)
+    return Kept(kept, splits, grouped, lengths[stays])
 
 
-def _check_kept(kept: Sequence[Kept], dropped: Mapping[str, Sequence[str]], config: PrepareConfig) -> None:
-    _check_ids(kept)
-    if not any(one.split == "train" for one in kept):
-        why = (
-            ", ".join(f"{len(ids)} {reason}" for reason, ids in dropped.items() if ids) or "all are held out"
-        )
-        raise BadDataError(f"{config.dataset_name} leaves no row to train on: {why}")
+def _check_kept(kept: Kept, dropped: Mapping[str, Sequence[Example]], config: PrepareConfig) -> None:
+    _check_ids(kept.examples)
+    if "train" not in kept.splits:
+        why = ", ".join(f"{len(found)} {reason}" for reason, found in dropped.items() if found)
+        raise BadDataError(f"{config.dataset_name} leaves no row to train on: {why or 'all are held out'}")
 
 
-def _check_ids(kept: Sequence[Kept]) -> None:
+def _check_ids(examples: Sequence[Example]) -> None:
+    """Find two rows of one id; hashes, 8 bytes each, tell which ids have to be looked at."""
+    import numpy
+
+    hashes = array("q", (hash(_key(example)) for example in examples))
+    values, times = numpy.unique(hashes, return_counts=True)
+    twice = set(values[times > 1].tolist())
+    if not twice:
+        return
     seen: dict[tuple[str, str], str] = {}
-    for one in kept:
-        key = (one.example.split or "", one.example.id)
-        if key in seen:
+    for example, value in zip(examples, hashes, strict=True):
+        if value not in twice:
+            continue
+        if (key := _key(example)) in seen:
             raise BadDataError(
-                f"{seen[key]} and {one.example.where} have the same id {one.example.id!r}: "
+                f"{seen[key]} and {example.where} have the same id {example.id!r}: "
                 "set id_column to a column that tells rows apart"
             )
-        seen[key] = one.example.where
+        seen[key] = example.where
 
 
-def _unlabelled(shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[Kept]:
-    """Return the texts that are only to be predicted: all of them, for infer says why it cannot take one."""
+def _key(example: Example) -> tuple[str, str]:
+    return example.split or "", example.id
+
+
+def _write_unlabelled(directory: Path, shape: Shape, labels: LabelSet, config: PrepareConfig) -> int:
+    """Write the texts that are only to be predicted: all of them, for infer says why it cannot take one."""
     rows = read_unlabelled(config)
     if rows and not (shape.labelled or shape.name == "columns"):
         raise BadDataError(
@@ -218,21 +229,20 @@ def _unlabelled(shape: Shape, labels: LabelSet, config: PrepareConfig) -> list[K
             "set text_column and label_column (or completion_column)"
         )
     examples = read_examples(rows, shape, labels, config)
-    groups = {name: number for number, name in enumerate(dict.fromkeys(map(_text_id, examples)))}
-    kept = [Kept(example, UNLABELLED, groups[_text_id(example)], Length(0, 0)) for example in examples]
-    _check_ids(kept)
-    return kept
+    if examples:
+        _check_ids(examples)
+        groups: dict[str, int] = {}
+        of = array("i", (groups.setdefault(one.item or one.id, len(groups)) for one in examples))
+        _write_parquet(directory / f"{UNLABELLED}.parquet", examples, of)
+    return len(examples)
 
 
-def _text_id(example: Example) -> str:
-    return example.item or example.id
-
-
-def _write(directory: Path, kept: Sequence[Kept], labels: LabelSet, config: PrepareConfig) -> None:
+def _write(directory: Path, kept: Kept, labels: LabelSet, config: PrepareConfig) -> None:
     for split in SPLITS:
-        rows = [one for one in kept if one.split == split]
-        if rows:
-            _write_parquet(directory / f"{split}.parquet", rows)
+        positions = array("i", _where(kept.splits, split))
+        if positions:
+            groups = array("i", (kept.groups[n] for n in positions))
+            _write_parquet(directory / f"{split}.parquet", kept.examples.select(positions), groups)
     write_json(directory / "labels.json", labels.as_json())
     write_json(
         directory / "task.json",
@@ -257,10 +267,11 @@ def _form(labels: LabelSet, config: PrepareConfig) -> str:
     return "labels" if config.max_labels else "label"
 
 
-def _write_parquet(path: Path, kept: Sequence[Kept]) -> None:
+def _write_parquet(path: Path, examples: Sequence[Example], groups: Sequence[int]) -> None:
     import pyarrow
     import pyarrow.parquet
 
+    first = examples[0]
     message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     types = {
         "id": pyarrow.string(),
@@ -269,14 +280,37 @@ def _write_parquet(path: Path, kept: Sequence[Kept]) -> None:
         "text": pyarrow.string(),
         "label": pyarrow.string(),
         "group": pyarrow.int64(),
-        **({"item": pyarrow.string(), "dimension": pyarrow.string()} if kept[0].example.dimension else {}),
-        **({"labels": pyarrow.list_(pyarrow.string())} if kept[0].example.labels else {}),
+        **({"item": pyarrow.string(), "dimension": pyarrow.string()} if first.dimension else {}),
+        **({"labels": pyarrow.list_(pyarrow.string())} if first.labels else {}),
     }
     schema = pyarrow.schema(list(types.items()))
-    columns = {name: [getattr(one.example, name) for one in kept] for name in types if name != "group"}
-    columns["group"] = [one.group for one in kept]
-    with atomic_write(path) as target:
-        pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), target, compression="zstd")
+    with (
+        atomic_write(path) as target,
+        pyarrow.parquet.ParquetWriter(target, schema, compression="zstd") as writer,
+    ):
+        for table in _tables(examples, groups, schema):
+            writer.write_table(table)
+
+
+def _tables(examples: Sequence[Example], groups: Sequence[int], schema: Any) -> Iterator[Any]:
+    """Yield the rows as tables of at least ``ROW_GROUP`` bytes, but for the last."""
+    import pyarrow
+
+    rows = iter(zip(examples, groups, strict=True))
+    batches: list[Any] = []
+    size = 0
+    while some := list(islice(rows, BATCH)):
+        columns = {
+            name: [group if name == "group" else getattr(example, name) for example, group in some]
+            for name in schema.names
+        }
+        batches.append(pyarrow.record_batch(columns, schema=schema))
+        size += batches[-1].nbytes
+        if size >= ROW_GROUP:
+            yield pyarrow.Table.from_batches(batches).combine_chunks()
+            batches, size = [], 0
+    if batches:
+        yield pyarrow.Table.from_batches(batches).combine_chunks()
 
 
 def _facts(card: Mapping[str, Any], labels: LabelSet, config: PrepareConfig) -> Facts:

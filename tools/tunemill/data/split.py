@@ -28,50 +28,56 @@ def split_examples(
     others have texts enough to come out even.
     Where the source gives a test or validation set, only what it leaves is cut.
     """
-    given = {example.split for example in examples}
     splits = [example.split or "train" for example in examples]
+    given = set(splits)
     shares: dict[str, float] = {}
     if "test" not in given:
         shares["test"] = test_size
     if "validation" not in given:
         shares["validation"] = validation_size
     strata = _strata(examples, groups, splits)
+    held: dict[int, str] = {}
     for label in sorted(strata, key=str):
-        chosen = _hold_out(strata[label], shares, random.Random(f"{seed} {label}"))
-        for position, split in chosen.items():
-            splits[position] = split
-    return splits
+        held |= _hold_out(strata[label], shares, random.Random(f"{seed} {label}"))
+    return [
+        held.get(group, split) if split == "train" else split
+        for group, split in zip(groups, splits, strict=True)
+    ]
 
 
 def _strata(
     examples: Sequence[Example], groups: Sequence[int], splits: Sequence[str]
-) -> dict[Hashable, list[list[int]]]:
-    members: dict[int, list[int]] = defaultdict(list)
-    for position, group in enumerate(groups):
-        if splits[position] == "train":
-            members[group].append(position)
-    strata: dict[Hashable, list[list[int]]] = defaultdict(list)
+) -> dict[Hashable, dict[int, int]]:
+    """Return the groups to cut, by label, with how many examples each has."""
+    sizes: Counter[int] = Counter()
+    first: dict[int, int] = {}
+    for position, (group, split) in enumerate(zip(groups, splits, strict=True)):
+        if split == "train":
+            sizes[group] += 1
+            first.setdefault(group, position)
+    strata: dict[Hashable, dict[int, int]] = defaultdict(dict)
     often = Counter(name for example in examples for name in example.labels or ())
-    for positions in members.values():
-        first = examples[positions[0]]
-        stratum = min(first.labels, key=lambda name: (often[name], name)) if first.labels else first.label
-        strata[stratum].append(positions)
+    for group, position in first.items():
+        example = examples[position]
+        names = example.labels
+        stratum = min(names, key=lambda name: (often[name], name)) if names else example.label
+        strata[stratum][group] = sizes[group]
     return strata
 
 
 def _hold_out(
-    groups: list[list[int]], shares: Mapping[str, float], random_source: random.Random
+    sizes: Mapping[int, int], shares: Mapping[str, float], random_source: random.Random
 ) -> dict[int, str]:
     """Hold out groups of one label, in random order, until each share is reached."""
-    total = sum(len(group) for group in groups)
-    left = list(groups)
+    total = sum(sizes.values())
+    left = list(sizes)
     random_source.shuffle(left)
     chosen: dict[int, str] = {}
     for split, share in shares.items():
         wanted = max(1, round(total * share)) if share > 0 else 0
         for group in list(left):
-            if len(group) <= wanted and len(left) > 1:  # something must be left to learn from
-                wanted -= len(group)
+            if sizes[group] <= wanted and len(left) > 1:  # something must be left to learn from
+                wanted -= sizes[group]
                 left.remove(group)
-                chosen.update(dict.fromkeys(group, split))
+                chosen[group] = split
     return chosen
