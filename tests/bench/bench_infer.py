@@ -29,24 +29,14 @@ import workloads
 PEERS = Path(__file__).with_name("peers.py")
 GENERATED = 50
 """Tokens that the studies let a model write at most."""
-ROWS = {"short": 400, "cap": 10, "dimensions": 4 * workloads.DIMENSIONS}
+ROWS = {"short": 1000, "cap": 10, "dimensions": 4 * workloads.DIMENSIONS}
 AT_ONCE = (1, 2, 4, 8, 0)
 """Texts computed at once in a context; 0 for as many as fit."""
 MANY = (100, 1000, 10_000)
-METHODS = (
-    "loop",
-    "loop, cache",
-    "reading",
-    "llama-server",
-    "xllamacpp",
-    "transformers",
-    "tunemill",
-    "pruned",
-)
-"""``reading`` is the loop with a single token: what it takes to read the prompts, one after the other;
-``pruned`` is ours with ``MAX_PRUNED``."""
-OURS = ("tunemill", "pruned")
-MAX_PRUNED = 0.01
+OURS = {"tunemill": 0.0, "tunemill, near": 0.01, "tunemill, label": 0.9}
+"""``max_pruned`` of ours: exact probabilities, nearly so, and the label alone, which is what peers give."""
+METHODS = ("loop", "loop, cache", "reading", "llama-server", "xllamacpp", "transformers", *OURS)
+"""``reading`` is the loop with a single token: what it takes to read the prompts, one after the other."""
 
 
 def measure(method: str, case: dict[str, Any], folder: Path) -> dict[str, Any] | str:
@@ -57,8 +47,9 @@ def measure(method: str, case: dict[str, Any], folder: Path) -> dict[str, Any] |
         return "not built: python -m tunemill.gguf.server"
     if method == "transformers" and case["kind"] != "F16":
         return "has no such type"
-    if method == "pruned":
-        method, case = "tunemill", {**case, "settings": {**case["settings"], "max_pruned": MAX_PRUNED}}
+    if method in OURS:
+        settings = {"max_pruned": OURS[method], **case["settings"]}
+        method, case = "tunemill", {**case, "settings": settings}
     if method == "reading":
         method, case = "loop", {**case, "max_tokens": 1}
     path = folder / "case.json"
@@ -82,7 +73,7 @@ def table(
     slowest: float | None = None
     greedy: list[str | None] = []
     for method in methods:
-        once = method in (*OURS, "reading")
+        once = method in OURS or method == "reading"
         for tokens in most[:1] if once else most:
             name = method if once or len(most) == 1 else f"{method}, {tokens} tokens"
             found = measure(method, {**case, "max_tokens": tokens}, folder)
