@@ -33,8 +33,12 @@ ROWS = {"short": 1000, "cap": 10, "dimensions": 4 * workloads.DIMENSIONS}
 AT_ONCE = (1, 2, 4, 8, 0)
 """Texts computed at once in a context; 0 for as many as fit."""
 MANY = (100, 1000, 10_000)
-OURS = {"tunemill": 0.0, "tunemill, near": 0.01, "tunemill, label": 0.9}
-"""``max_pruned`` of ours: exact probabilities, nearly so, and the label alone, which is what peers give."""
+OURS: dict[str, dict[str, Any]] = {
+    "tunemill": {},
+    "tunemill, near": {"max_pruned": 0.01},
+    "tunemill, label": {"max_pruned": 1, "decoding": "greedy"},
+}
+"""Settings of ours: exact probabilities, nearly exact ones, and the label alone, which is what peers give."""
 METHODS = ("loop", "loop, cache", "reading", "llama-server", "xllamacpp", "transformers", *OURS)
 """``reading`` is the loop with a single token: what it takes to read the prompts, one after the other."""
 
@@ -48,8 +52,7 @@ def measure(method: str, case: dict[str, Any], folder: Path) -> dict[str, Any] |
     if method == "transformers" and case["kind"] != "F16":
         return "has no such type"
     if method in OURS:
-        settings = {"max_pruned": OURS[method], **case["settings"]}
-        method, case = "tunemill", {**case, "settings": settings}
+        method, case = "tunemill", {**case, "settings": {**OURS[method], **case["settings"]}}
     if method == "reading":
         method, case = "loop", {**case, "max_tokens": 1}
     path = folder / "case.json"

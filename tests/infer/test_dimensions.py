@@ -154,7 +154,11 @@ def test_calibration_by_hand() -> None:
     ("file", "content", "error", "words"),
     [
         pytest.param(
-            "task.json", '{"form": "labels"}', ConfigurationError, "form 'labels': leave it out", id="form"
+            "task.json",
+            '{"form": "labels"}',
+            ConfigurationError,
+            "answers are several labels: leave it out",
+            id="form",
         ),
         pytest.param(
             "content_free.json", "[", BadDataError, "content_free.json.*run prepare again", id="damaged"

@@ -192,10 +192,22 @@ def test_neither_settings_of_the_run_nor_an_interruption_change_a_byte_of_sample
     assert len({(one.output / "predictions.parquet").read_bytes() for one in (few, many, broken)}) == 1
 
 
-@pytest.mark.parametrize("key", ["stop", "choices"])
-def test_settings_of_free_answers_are_refused_where_labels_are_asked_for(
-    micro: Any, dataset: Make, make_work: Make, key: str
+@pytest.mark.parametrize(
+    ("form", "settings", "said"),
+    [
+        ("label", {"stop": ("a", "b")}, "stop is for free answers, and this task's answers are one label"),
+        ("label", {"choices": ("a", "b")}, "choices is for free answers, and this task's"),
+        ("text", {"max_pruned": 0.1}, "max_pruned is for one label of a set or several labels"),
+        (
+            "text",
+            {"decoding": "greedy"},
+            "decoding is for one label of a set, and this task's answers are free",
+        ),
+    ],
+)
+def test_settings_of_another_form_are_refused(
+    micro: Any, dataset: Make, make_work: Make, form: str, settings: dict[str, Any], said: str
 ) -> None:
-    work = make_work(micro.gguf.parent, dataset([("text", "data")]), **{key: ("a", "b")})
-    with pytest.raises(ConfigurationError, match=f"{key} is for free answers, and this task's are labels"):
-        predict(work)
+    data = dataset([("text", "data")], () if form == "text" else ("data", "files"), form)
+    with pytest.raises(ConfigurationError, match=f"^{said}"):
+        predict(make_work(micro.gguf.parent, data, **settings))

@@ -43,6 +43,7 @@ def typed(request: pytest.FixtureRequest, wide: Any, tmp_path_factory: pytest.Te
     [
         pytest.param("label", {}, id="labels"),
         pytest.param("label", {"max_pruned": 0.05}, id="labels-left-out"),
+        pytest.param("label", {"max_pruned": 1, "decoding": "greedy"}, id="greedy-labels"),
         pytest.param("text", {"max_new_tokens": 6, "temperature": 1.0}, id="free-answers"),
     ],
 )

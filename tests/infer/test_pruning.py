@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
+from tunemill.errors import ConfigurationError
 from tunemill.evaluate.predictions import read_predictions
 from tunemill.infer.config import InferConfig
 from tunemill.infer.predict import predict
@@ -72,6 +73,33 @@ def test_no_probability_is_off_by_more_than_was_left_out(spread: float, max_prun
     assert saved > 0 if max_pruned else saved == 0
 
 
+@pytest.mark.parametrize("max_pruned", [0.0, 0.05, 1.0])
+def test_the_label_written_token_by_token_is_found(max_pruned: float) -> None:
+    random = np.random.default_rng(6)
+    asked, likeliest = 0, 0
+    for _ in range(60):
+        labels = some_labels(random)
+        trie = build_tries(labels, 255)[0]
+        logits = random.normal(0, 3, (len(trie.tokens) + 1, VOCABULARY)).astype(np.float32)
+        places = {(): 0} | {path: place for place, path in enumerate(paths(trie), 1)}
+        left, written = labels, list[int]()
+        while [written] != left:
+            tokens = {label[len(written)] for label in left}
+            written.append(max(tokens, key=lambda token: logits[places[tuple(written)], token]))
+            left = [label for label in left if label[: len(written)] == written]
+        search = Search(trie, max_pruned, greedy=True)
+        while search.wanted:
+            asked += len(search.wanted)
+            search.take(logits[search.wanted], log_sums(logits[search.wanted]))
+        nats, left_out = search.scores()
+        assert labels[search.written()] == written
+        assert shares_of(nats)[left_out].sum() <= max_pruned + ROUNDING
+        likeliest += int(nats.argmax()) == search.written()
+        asked -= len(trie.tokens) + 1
+    assert asked < 0 if max_pruned else asked == 0
+    assert likeliest < 60 or max_pruned  # they are not the same thing
+
+
 def paths(trie: Trie) -> list[tuple[int, ...]]:
     """Return each node's tokens from the first on, read off the labels that go through it."""
     found: dict[int, tuple[int, ...]] = {0: ()}
@@ -128,6 +156,21 @@ def test_rows_say_how_much_was_left_out(
         assert off.max() <= other["pruned"] + 0.001
 
 
-def test_calibration_and_pruning_exclude_each_other() -> None:
-    with pytest.raises(ValidationError, match=r"max_pruned=0\.01 .* leave one of them out"):
-        InferConfig(max_pruned=0.01, calibration="contextual")
+@pytest.mark.parametrize("setting", [{"max_pruned": 0.01}, {"decoding": "greedy"}])
+def test_calibration_excludes_what_does_not_know_all_labels(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="leave one of them out"):
+        InferConfig(calibration="contextual", **setting)
+
+
+def test_greedy_labels_fit_one_tree(model_of_many: Any) -> None:
+    work = model_of_many(decoding="greedy", max_pruned=1)
+    with pytest.raises(ConfigurationError, match="decoding=greedy is for labels of up to 255 beginnings"):
+        predict(work)
+
+
+@pytest.fixture
+def model_of_many(micro: Any, dataset: Any, make_work: Any, labelled: Any) -> Any:
+    """An inference over more labels than llama.cpp has sequences."""
+    labels = [f"{a}{b} in" for a in "abcdefghijklmnopq" for b in "abcdefghijklmnopq"]
+    data = dataset([(text, labels[0]) for text, _ in labelled(2)], labels)
+    return lambda **settings: make_work(micro.gguf.parent, data, **settings)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunemill.infer.classify import Question, probabilities, score
+from tunemill.infer.classify import Question, Scored, probabilities, score
 from tunemill.infer.engine import Size
 from tunemill.infer.model import Model
 from tunemill.infer.pool import Pool
@@ -31,17 +31,21 @@ def model(micro: Any) -> Iterator[Model]:
         yield opened
 
 
-def scores_of(
+def scored(
     model: Model, prompts: list[str], labels: list[str], most: int = 256, max_pruned: float = 0, **size: Any
-) -> Any:
+) -> list[Scored]:
     tries = build_tries([model.tokens(label) for label in labels], most)
     questions = [Question(model.tokens(prompt), tries) for prompt in prompts]
     shape = Size(0, size.get("n_batch", 0), size.get("flash", False), size.get("texts", 0))
     with Pool(model, shape, size.get("threads", 1), threading.Event()) as pool:
         beginning = common_beginning([question.prompt for question in questions])
         pool.share(beginning[: size.get("shared", 1024)], 2048)
-        found = {number: nats for number, nats, _ in score(pool, questions, len(labels), max_pruned)}
-        return np.array([found[number] for number in range(len(questions))])
+        found = dict(score(pool, questions, len(labels), max_pruned, size.get("greedy", False)))
+        return [found[number] for number in range(len(questions))]
+
+
+def scores_of(model: Model, prompts: list[str], labels: list[str], **settings: Any) -> Any:
+    return np.array([one.nats for one in scored(model, prompts, labels, **settings)])
 
 
 def expected(reference: Any, model: Model, prompts: list[str], labels: list[str]) -> Any:
@@ -108,6 +112,35 @@ def test_labels_may_be_left_out_of_several_trees(model: Model) -> None:
     off = np.abs(np.array([probabilities(row) for row in found]) - [probabilities(row) for row in exact])
     assert 0.001 < off.max() <= 0.3  # what was left out shows, within the bound
     assert (found.argmax(axis=1) == exact.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize("max_pruned", [0, 0.1, 1])
+def test_greedy_labels_are_those_that_transformers_writes(
+    reference: Any, model: Model, max_pruned: float
+) -> None:
+    import torch
+
+    labels = ["read files</s>", "read it</s>", "data</s>", "data types</s>", "server</s>", "services</s>"]
+    labels += [f"the {end}</s>" for end in ("net", "news", "other", "end", "old")]
+    ids = [list(model.tokens(label)) for label in labels]
+    prompts = [f"<s>[which part: {text} {n}]" for n in range(6) for text in ("sort", "open the net", "x")]
+    found = scored(model, prompts, labels, max_pruned=max_pruned, greedy=True)
+    compared = set()
+    for prompt, one in zip(prompts, found, strict=True):
+        text, left, closest = list(model.tokens(prompt)), list(range(len(labels))), math.inf
+        depth = 0
+        while len(left) > 1:
+            with torch.no_grad():
+                logits = reference(torch.tensor([text])).logits[0, -1]
+            best, *others = sorted({ids[label][depth] for label in left}, key=lambda token: -logits[token])
+            closest = min([closest, *(float(logits[best] - logits[other]) for other in others)])
+            left = [label for label in left if ids[label][depth] == best]
+            text.append(best)
+            depth += 1
+        if closest > 2 * NATS:
+            assert one.written == left[0]
+            compared.add(left[0])
+    assert len(compared) > 2
 
 
 def test_probabilities_sum_to_one_and_keep_the_order() -> None:

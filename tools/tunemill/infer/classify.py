@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunemill.infer.engine import Batch, Engine, alike, join, run_of
+from tunemill.errors import ConfigurationError
+from tunemill.infer.engine import MOST_SEQUENCES, Batch, Engine, alike, join, run_of
 from tunemill.infer.packs import LATER, WORTH_MOVING, Bounds, Item, Pack, most_cells, packs
 from tunemill.infer.pool import Pool
 from tunemill.infer.pruning import Flags, Floats, Search, log_sums, nodes_at_once
@@ -34,14 +35,32 @@ class Question:
     """What an answer may be, where it may have several labels."""
 
 
-def score(
-    pool: Pool, questions: Sequence[Question], labels: int, max_pruned: float
-) -> Iterator[tuple[int, Floats, Flags]]:
-    """Yield each question's number, its ``(labels,)`` log-likelihoods in nats, and which are not known.
+@dataclass(frozen=True)
+class Scored:
+    """What is known of one question's labels."""
 
-    Those that are not known have at most ``max_pruned`` of the probability together. Questions come in any
-    order; which are computed together depends on them and the common beginning alone.
+    nats: Floats
+    """``(labels,)`` log-likelihoods."""
+    left_out: Flags
+    """``(labels,)`` those whose log-likelihood is not known, but what they have together."""
+    written: int
+    """The label that is written if each token is the likeliest; of no meaning unless that was asked for."""
+
+
+def score(
+    pool: Pool, questions: Sequence[Question], labels: int, max_pruned: float, greedy: bool = False
+) -> Iterator[tuple[int, Scored]]:
+    """Yield each question's number and scores; those left out have ``max_pruned`` together at most.
+
+    Questions come in any order; which are computed together depends on them and the common beginning alone.
+
+    Raises:
+        ConfigurationError: ``greedy``, and there are more labels than one tree holds.
     """
+    if greedy and any(len(question.tries) > 1 for question in questions):
+        raise ConfigurationError(
+            f"decoding=greedy is for labels of up to {MOST_SEQUENCES} beginnings: leave it out"
+        )
     items = [
         Item(number, each.prompt, trie, nodes_at_once(trie, max_pruned))
         for number, each in enumerate(questions)
@@ -49,16 +68,17 @@ def score(
     ]
     open_tries = [len(question.tries) for question in questions]
     scores = np.full((len(questions), labels), np.nan)
-    unknown = np.zeros((len(questions), labels), bool)
+    left_out = np.zeros((len(questions), labels), bool)
     bounds = Bounds(LOGITS_BYTES // (4 * pool.vocabulary), pool.shared)
     chains = list(_chains(packs(items, bounds), pool.shared))
-    for found in pool.each(lambda engine, chain: _answer(engine, chain, max_pruned), chains):
-        for item, part, left_out in found:
-            where = list(item.trie.labels)
-            scores[item.question, where], unknown[item.question, where] = part, left_out
-            open_tries[item.question] -= 1
-            if not open_tries[item.question]:
-                yield item.question, scores[item.question], unknown[item.question]
+    for found in pool.each(lambda engine, chain: _answer(engine, chain, max_pruned, greedy), chains):
+        for item, search in found:
+            number, where = item.question, list(item.trie.labels)
+            scores[number, where], left_out[number, where] = search.scores()
+            open_tries[number] -= 1
+            if not open_tries[number]:
+                written = item.trie.labels[search.written()] if greedy else -1
+                yield number, Scored(scores[number], left_out[number], written)
 
 
 def cells(questions: Sequence[Question], max_pruned: float) -> int:
@@ -76,7 +96,7 @@ def scores_after(engine: Engine, prompt: tuple[int, ...], tries: Sequence[Trie],
     scores = np.full(labels, np.nan)
     for trie in tries:
         pack = Pack((Item(0, prompt, trie, len(trie.tokens)),), prompt[:-1])
-        scores[list(trie.labels)] = _scores(engine, pack, 0)[0][1]
+        scores[list(trie.labels)] = _searches(engine, pack, 0)[0][1].scores()[0]
     return scores
 
 
@@ -98,13 +118,17 @@ def _chains(found: Iterator[Pack], beginning: int) -> Iterator[list[Pack]]:
         yield chain
 
 
-def _answer(engine: Engine, chain: Sequence[Pack], max_pruned: float) -> list[tuple[Item, Floats, Flags]]:
-    return [answer for pack in chain for answer in _scores(engine, pack, max_pruned)]
+def _answer(
+    engine: Engine, chain: Sequence[Pack], max_pruned: float, greedy: bool
+) -> list[tuple[Item, Search]]:
+    return [found for pack in chain for found in _searches(engine, pack, max_pruned, greedy)]
 
 
-def _scores(engine: Engine, pack: Pack, max_pruned: float) -> list[tuple[Item, Floats, Flags]]:
+def _searches(
+    engine: Engine, pack: Pack, max_pruned: float, greedy: bool = False
+) -> list[tuple[Item, Search]]:
     engine.share(pack.prefix)
-    searches = [Search(item.trie, max_pruned) for item in pack.items]
+    searches = [Search(item.trie, max_pruned, greedy) for item in pack.items]
     firsts = np.cumsum([0, *(item.trie.sequences for item in pack.items)]).tolist()
     prompts: list[Batch | None] = [*_prompts(pack, firsts)]
     while asking := [place for place, search in enumerate(searches) if search.wanted]:
@@ -124,7 +148,7 @@ def _scores(engine: Engine, pack: Pack, max_pruned: float) -> list[tuple[Item, F
                 searches[place].take(logits[row:end], normalisers[row:end])
                 row = end
     engine.forget()
-    return [(item, *search.scores()) for item, search in zip(pack.items, searches, strict=True)]
+    return list(zip(pack.items, searches, strict=True))
 
 
 def _prompts(pack: Pack, firsts: Sequence[int]) -> Iterator[Batch]:

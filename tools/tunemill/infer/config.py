@@ -57,10 +57,15 @@ class InferConfig(StageConfig):
         default="none",
         description="contextual divides labels' probabilities by those they get for inputs without content",
     )
+    decoding: Literal["likeliest", "greedy"] = Field(
+        default="likeliest",
+        description="which label answers: the likeliest, or the one that is written if every token is the "
+        "likeliest that a label goes on with",
+    )
     max_pruned: float | None = Field(
         default=None,
         ge=0,
-        lt=1,
+        le=1,
         description="share of the probability that labels left uncomputed may have together; 0 computes all, "
         "which is the default for one label; for several it is 0.01",
     )
@@ -159,6 +164,11 @@ class InferConfig(StageConfig):
             raise ValueError(
                 f"max_pruned={self.max_pruned} leaves small probabilities uncertain, and "
                 f"calibration={self.calibration} divides by small ones: leave one of them out"
+            )
+        if self.decoding == "greedy" and self.calibration != "none":
+            raise ValueError(
+                f"calibration={self.calibration} chooses the likeliest label, decoding=greedy the one that "
+                "is written token by token: leave one of them out"
             )
         if not all(self.stop):
             raise ValueError("stop holds an empty text")

@@ -6,32 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 
-from tunemill.errors import ConfigurationError
 from tunemill.infer import generate
 from tunemill.infer.classify import Question
 from tunemill.infer.config import InferConfig
-from tunemill.infer.constraints import KEYS, Constraint
+from tunemill.infer.constraints import Constraint
 from tunemill.infer.generate import Continuation
 from tunemill.infer.grammar import Grammar
 from tunemill.infer.rows import Answer
 from tunemill.infer.run import Run, common_beginning
-from tunemill.task import Task
-
-ONLY_HERE = ("n", "top_k", "top_p", "min_p", "stop", *KEYS)
-"""Settings that nothing but free answers knows."""
-
-
-def refuse_idle(config: InferConfig, task: Task) -> None:
-    """Refuse settings of free answers where labels are asked for: they would change nothing.
-
-    Raises:
-        ConfigurationError: names the first.
-    """
-    if task.form == "text":
-        return
-    for key in ONLY_HERE:
-        if getattr(config, key) != InferConfig.model_fields[key].default:
-            raise ConfigurationError(f"{key} is for free answers, and this task's are labels: leave it out")
 
 
 def answer(run: Run, questions: Sequence[Question], numbers: Sequence[int]) -> Iterator[tuple[int, Answer]]:

@@ -1,4 +1,4 @@
-"""Answers of the form ``label``: the likeliest label of the set, with the probabilities of all."""
+"""Answers of the form ``label``: one of the set, with the probabilities of all."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def answer(
     run.pool.share(
         common_beginning([question.prompt for question in questions]), classify.cells(questions, max_pruned)
     )
-    for number, found, unknown in classify.score(run.pool, questions, len(labels), max_pruned):
-        shares = classify.probabilities(found)
-        best = int(shares.argmax())
-        pruned = float(shares[unknown].sum())
+    greedy = run.config.decoding == "greedy"
+    for number, found in classify.score(run.pool, questions, len(labels), max_pruned, greedy):
+        shares = classify.probabilities(found.nats)
+        best = found.written if greedy else int(shares.argmax())
+        pruned = float(shares[found.left_out].sum())
         yield number, Answer(labels[best], float(shares[best]), tuple(shares.tolist()), pruned=pruned)

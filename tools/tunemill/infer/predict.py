@@ -27,6 +27,7 @@ from tunemill.infer.calibration import calibration_of, content_free_rows
 from tunemill.infer.classify import Question
 from tunemill.infer.config import LORA, InferConfig
 from tunemill.infer.engine import Size
+from tunemill.infer.idle import refuse_idle
 from tunemill.infer.join import join
 from tunemill.infer.model import Model
 from tunemill.infer.pool import Pool
@@ -90,7 +91,7 @@ def opened(work: Work[InferConfig]) -> Iterator[tuple[Run, Facts]]:
     """
     config, data, gguf = work.config, work.inputs["data"].path, work.inputs["gguf"].path
     wanted = read_task(data)
-    free_text.refuse_idle(config, wanted)
+    refuse_idle(config, wanted)
     content_free = _content_free(config, wanted, data)
     path, prompting, lora = find_gguf(gguf), read_prompting(gguf), _lora(work)
     check_loads(path, lora)
@@ -165,16 +166,10 @@ def _content_free(config: InferConfig, wanted: Task, data: Path) -> list[Row]:
     """Return the prompts to calibrate with; none if nothing is calibrated.
 
     Raises:
-        ConfigurationError: answers of this form have no probabilities to calibrate.
         BadDataError: prepare left no such prompts.
     """
     if config.calibration == "none":
         return []
-    if wanted.form != "label":
-        raise ConfigurationError(
-            f"calibration=contextual is for one label of a set, and the task's answers are of the form "
-            f"{wanted.form!r}: leave it out"
-        )
     return content_free_rows(data, wanted.dimensions)
 
 

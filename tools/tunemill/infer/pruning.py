@@ -2,8 +2,9 @@
 
 The probability of a label's beginning is an upper bound of that of all labels that begin so. So once some
 labels are known, beginnings that together have at most ``max_pruned`` of the probability need not be gone
-on with: no label's probability can be off by more. The likeliest label is always known to be that:
-no beginning that is likelier than it is left out.
+on with: no label's probability can be off by more. The answer is never uncertain: no beginning that is
+likelier than the likeliest label is left out; and where the answer is the label that is written token by
+token, wherever labels part on its way the likelier token is known.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def log_sums(logits: Logits) -> Floats:
 class Search:
     """The scores of one prompt's labels while they become known."""
 
-    def __init__(self, trie: Trie, max_pruned: float) -> None:
+    def __init__(self, trie: Trie, max_pruned: float, greedy: bool = False) -> None:
         self.trie = trie
         self._max_pruned = max_pruned
+        self._greedy = greedy
         self._starts = np.cumsum(trie.lengths) - trie.lengths
         self._nats = np.zeros(len(trie.look_up_token))
         self._known = np.zeros(len(trie.look_up_token), bool)
@@ -63,7 +65,7 @@ class Search:
 
         ``normalisers``: ``(wanted,)``, see ``log_sums``.
         """
-        rows = np.full(len(self.trie.followers), -1)
+        rows = np.full(len(self.trie.branches), -1)
         rows[self.wanted] = np.arange(len(self.wanted))
         row = rows[self.trie.look_up_place]
         steps = np.flatnonzero(row >= 0)
@@ -86,7 +88,30 @@ class Search:
             bounds[left_out] -= np.log(count[of])
         return bounds, left_out
 
+    def written(self) -> int:
+        """Return the label, its position in the trie's, that is written if each token is the likeliest."""
+        label, missing = self._write()
+        if missing:
+            raise ValueError("what is wanted has not been taken yet")
+        return label
+
+    def _write(self) -> tuple[int, list[int]]:
+        """Return the label written, or one that may be, and the places whose logits are missing for it."""
+        place, missing = 0, list[int]()
+        while True:
+            branches = self.trie.branches[place]
+            if not self._known[branches[0].step]:
+                missing.append(place)
+                if len(branches) > 1:
+                    return branches[0].label, missing
+            best = max(branches, key=lambda branch: self._nats[branch.step])
+            if not best.place:
+                return best.label, []
+            place = best.place
+
     def _next(self) -> list[int]:
+        if self._greedy and self._max_pruned == 1:
+            return self._write()[1]
         known = self._counts()
         left_out = known < self.trie.lengths
         if not left_out.any():
@@ -99,10 +124,12 @@ class Search:
         total = shares.sum() + np.exp(bounds[~left_out] - highest).sum()
         ascending = np.argsort(nats, kind="stable")
         going_on = ascending[np.cumsum(shares[ascending]) > self._max_pruned * total]
-        if not len(going_on):
+        if self._max_pruned == 1:
+            going_on = ascending[:0]
+        if not len(going_on) and not self._greedy:
             going_on = np.flatnonzero(nats > bounds[~left_out].max(initial=-np.inf))
         last = self._nats[(self._starts + known - 1)[left_out][first]]
-        wanted = set[int]()
+        wanted = set[int](self._write()[1] if self._greedy else ())
         for stem in going_on.tolist():
             place = int(stems[stem])
             wanted.update(self.trie.chain(place) if last[stem] >= WRITING else [place])

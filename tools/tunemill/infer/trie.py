@@ -12,11 +12,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int32]
+
+
+class Branch(NamedTuple):
+    """One of the tokens that labels go on with after a place."""
+
+    step: int
+    """A step that reads this token's probability."""
+    place: int
+    """The place that the token leads to; 0 where a label ends with it."""
+    label: int
+    """Position in ``labels`` of one that goes on so."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,8 @@ class Trie:
     """``(steps,)`` place whose distribution a step reads, label after label, each from its first token on."""
     look_up_token: npt.NDArray[np.intp]
     """``(steps,)`` token whose log-probability the step reads."""
-    followers: tuple[int, ...]
-    """``(places,)`` the place that all labels through one go on with; 0 where they part, or one ends."""
+    branches: tuple[tuple[Branch, ...], ...]
+    """``(places,)`` how labels go on from each."""
 
     @property
     def trunk(self) -> int:
@@ -52,8 +64,8 @@ class Trie:
     def chain(self, place: int) -> list[int]:
         """Return a place and those that all labels through it go on with."""
         found = [place]
-        while following := self.followers[found[-1]]:
-            found.append(following)
+        while len(branches := self.branches[found[-1]]) == 1 and branches[0].place:
+            found.append(branches[0].place)
         return found
 
     def members_of(self, node: int) -> Ints:
@@ -82,26 +94,26 @@ class _Growth:
 
     places: dict[tuple[int, ...], int] = field(default_factory=lambda: {(): 0})
     steps: list[tuple[int, int]] = field(default_factory=list)
-    after: list[set[int]] = field(default_factory=lambda: [set()])
-    """By place, those that come after it; 0 for the end of a label."""
+    branches: list[dict[tuple[int, int], Branch]] = field(default_factory=lambda: [{}])
+    """By place, then by token and the place that it leads to."""
 
-    def add(self, tokens: tuple[int, ...]) -> None:
+    def add(self, label: int, tokens: tuple[int, ...]) -> None:
         place = 0
         for depth, token in enumerate(tokens):
-            self.steps.append((place, token))
             following = 0
             if depth + 1 < len(tokens):
                 following = self.places.setdefault(tokens[: depth + 1], len(self.places))
-            if following == len(self.after):
-                self.after.append(set())
-            self.after[place].add(following)
+            if following == len(self.branches):
+                self.branches.append({})
+            self.branches[place].setdefault((token, following), Branch(len(self.steps), following, label))
+            self.steps.append((place, token))
             place = following
 
 
 def _build(labels: Sequence[Sequence[int]], chosen: tuple[int, ...]) -> Trie:
     growth = _Growth()
-    for label in chosen:
-        growth.add(tuple(labels[label]))
+    for position, label in enumerate(chosen):
+        growth.add(position, tuple(labels[label]))
     paths = list(growth.places)[1:]
     members = _members(paths)
     steps = np.array(growth.steps, dtype=np.intp).reshape(-1, 2)
@@ -115,7 +127,7 @@ def _build(labels: Sequence[Sequence[int]], chosen: tuple[int, ...]) -> Trie:
         lengths=np.array([len(labels[label]) for label in chosen], dtype=np.intp),
         look_up_place=steps[:, 0],
         look_up_token=steps[:, 1],
-        followers=tuple(next(iter(after)) if len(after) == 1 else 0 for after in growth.after),
+        branches=tuple(tuple(after.values()) for after in growth.branches),
     )
 
 
