@@ -125,6 +125,21 @@ def test_the_child_dies_with_us(script, tmp_path):
             id="full",
         ),
         pytest.param(Ended(-9, "..."), TransientError, "memory runs out", id="killed"),
+        *(
+            pytest.param(
+                Ended(code, said), ConfigurationError, "needs more than 8.6 GB of memory", id=said[:20]
+            )
+            for code, said in (
+                (1, "MemoryError\n"),
+                (-6, "terminate called after throwing an instance of 'std::bad_alloc'\n"),
+                (
+                    1,
+                    "RuntimeError: DefaultCPUAllocator: can't allocate memory\n",
+                ),
+                (127, "cannot allocate memory for thread-local data: ABORT\n"),
+                (1, "OSError: [Errno 12] Cannot allocate memory\n"),
+            )
+        ),
         pytest.param(
             Ended(1, "ModuleNotFoundError: No module named 'x'\n"),
             ConfigurationError,

@@ -42,6 +42,9 @@ FULL_DISK = re.compile(
 )
 """What the system, NumPy's ``tofile`` and C++ streams say when a write is cut short."""
 
+NO_MEMORY = re.compile(r"MemoryError|bad_alloc|can(?:'t|not) allocate memory", re.IGNORECASE)
+"""What Python, C++, the system and its loader say when an allocation is refused."""
+
 LAUNCH = """
 import json, resource, runpy, sys
 (parent, memory), target = json.loads(sys.argv[1]), sys.argv[2]
@@ -186,7 +189,7 @@ def fail(ended: Ended, subject: str, limits: Limits) -> None:
         raise TransientError(f"{subject}: no space left: free some space and run the same command again")
     if ended.code == -signal.SIGKILL:
         raise TransientError(f"{subject}: it was killed, as the system does when memory runs out")
-    if "MemoryError" in ended.log or "bad_alloc" in ended.log or "can't allocate memory" in ended.log:
+    if NO_MEMORY.search(ended.log):
         raise ConfigurationError(f"{subject}: it needs more than {limits.memory / 1e9:.1f} GB of memory")
     if reason.startswith(("ModuleNotFoundError", "ImportError")):
         raise ConfigurationError(f"{subject}: {reason}: pip install 'tunemill[convert]'")
