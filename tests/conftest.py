@@ -7,7 +7,7 @@ import os
 import pytest
 
 # Several processes compute at once, and a thread of OpenMP that waits for another one spins on the core which
-# that one needs: on two busy cores the tiny pipeline, shortened, took 139 s of processor time instead of 101.
+# that one needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

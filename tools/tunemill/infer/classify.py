@@ -43,8 +43,8 @@ class Scored:
     """``(labels,)`` log-likelihoods."""
     left_out: Flags
     """``(labels,)`` those whose log-likelihood is not known, but what they have together."""
-    written: int
-    """The label that is written if each token is the likeliest; of no meaning unless that was asked for."""
+    written: int | None
+    """The label that is written if each token is the likeliest; None unless that was asked for."""
 
 
 def score(
@@ -77,7 +77,7 @@ def score(
             scores[number, where], left_out[number, where] = search.scores()
             open_tries[number] -= 1
             if not open_tries[number]:
-                written = item.trie.labels[search.written()] if greedy else -1
+                written = item.trie.labels[search.written()] if greedy else None
                 yield number, Scored(scores[number], left_out[number], written)
 
 

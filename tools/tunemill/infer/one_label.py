@@ -20,6 +20,6 @@ def answer(
     greedy = run.config.decoding == "greedy"
     for number, found in classify.score(run.pool, questions, len(labels), max_pruned, greedy):
         shares = classify.probabilities(found.nats)
-        best = found.written if greedy else int(shares.argmax())
+        best = int(shares.argmax()) if found.written is None else found.written
         pruned = float(shares[found.left_out].sum())
         yield number, Answer(labels[best], float(shares[best]), tuple(shares.tolist()), pruned=pruned)
