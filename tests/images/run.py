@@ -23,7 +23,7 @@ from pathlib import Path
 OWN = Path(__file__).with_name("engine.sh")
 OLDEST_ENGINE = 23  # the first whose BuildKit knows named build contexts
 READY_SECONDS = 60.0
-KEPT = "20GB"
+KEPT = "10GB"  # one run leaves less than this
 UNFIT = 78
 
 
@@ -66,7 +66,7 @@ def engine() -> Iterator[Mapping[str, str]]:
         wait_until_ready(process, environment)
         yield environment
     finally:
-        forget_old_builds(environment)
+        tidy(environment)
         process.terminate()
         process.wait()
 
@@ -104,9 +104,19 @@ def wait_until_ready(process: subprocess.Popen[bytes], environment: Mapping[str,
         time.sleep(0.2)
 
 
-def forget_old_builds(environment: Mapping[str, str]) -> None:
-    """Keep what the next run can use and no more: every change of a lock would leave gigabytes."""
-    for command in (("image", "prune", "--force"), ("builder", "prune", "--force", "--keep-storage", KEPT)):
+def tidy(environment: Mapping[str, str]) -> None:
+    """Keep what the next run can use and no more.
+
+    Every change of a lock would leave gigabytes, and a run that was killed its containers and volumes.
+    """
+    containers = (said(environment, "docker", "ps", "--all", "--quiet") or "").split()
+    for command in (
+        ("rm", "--force", *containers),
+        ("volume", "prune", "--all", "--force"),
+        ("network", "prune", "--force"),
+        ("image", "prune", "--force"),
+        ("builder", "prune", "--force", "--keep-storage", KEPT),
+    ):
         said(environment, "docker", *command)
 
 

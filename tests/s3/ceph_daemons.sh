@@ -42,7 +42,8 @@ osd_pool_default_pg_autoscale_mode = off
 osd_crush_chooseleaf_type = 0
 mon_allow_pool_size_one = true
 mon_max_pg_per_osd = 1000
-mon_data_avail_crit = 1
+# By default the monitor ends where 5 % of the disk are free, which may be hundreds of gigabytes.
+mon_data_avail_crit = -1
 
 # A sparse file of 50 GiB stands for the disk; memory stays under 1 GiB (the least the OSD accepts
 # is 896 MiB).

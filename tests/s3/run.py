@@ -113,7 +113,7 @@ def last_line(port: int) -> str:
     """What the server wrote last, to be put into a message."""
     output = ROOT / "srv" / str(port) / "out.log"
     lines = output.read_text(errors="replace").splitlines() if output.exists() else []
-    return lines[-1] if lines else "it wrote nothing"
+    return next((line for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
 def wipe(port: int) -> None:
