@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_no_engine(lab: Lab) -> None:
 @pytest.mark.usefixtures("engine")
 def test_no_compose(lab: Lab, tmp_path: Path) -> None:
     plugins = json.loads(answer("docker", "info", "--format", "{{json .ClientInfo.Plugins}}") or "[]")
-    own = str(Path.home() / ".docker")
+    own = os.environ.get("DOCKER_CONFIG", str(Path.home() / ".docker"))
     if any(each["Name"] == "compose" and not each["Path"].startswith(own) for each in plugins or []):
         pytest.skip("Compose is installed for everybody here, so it cannot be taken away")
     host = answer("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}") or ""
