@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from statsmodels.stats.contingency_tables import mcnemar
+from scipy.stats import norm, permutation_test
+from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_rows
+from statsmodels.stats.multitest import multipletests
 
 from tunemill.errors import BadDataError
 from tunemill.evaluate.bootstrap import Bootstrap
 from tunemill.evaluate.metrics import measures
-from tunemill.evaluate.paired import TITLES, paired
+from tunemill.evaluate.paired import TITLES, holm, mcnemar, paired
 from tunemill.evaluate.predictions import Predictions
 from tunemill.task import Task
 
@@ -34,13 +36,51 @@ SECOND = rows("a" * 794 + "b" * 150 + "a" * 86 + "b" * 570)
 def test_counts_and_p_value_of_a_published_table() -> None:
     found = paired(FIRST, SECOND, alone(1600))
     assert (found.rows, found.only_first, found.only_second) == (1600, 150, 86)
-    assert found.p_value == pytest.approx(mcnemar([[794, 150], [86, 570]], exact=True).pvalue)
+    assert found.p_value == pytest.approx(mcnemar_of_rows([[794, 150], [86, 570]], exact=True).pvalue)
     accuracy = found.differences[0]
     assert (accuracy.name, accuracy.title) == ("accuracy", "Accuracy")
     assert accuracy.interval.value == pytest.approx(64 / 1600)
     # Agresti gives 0.06 to 0.02 for the difference, from its standard error of 0.0095
     assert accuracy.interval.low == pytest.approx(0.04 - 1.96 * 0.0095, abs=0.002)
     assert accuracy.interval.high == pytest.approx(0.04 + 1.96 * 0.0095, abs=0.002)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 1), (3, 10), (40, 41), (3000, 1000)])
+def test_clusters_of_one_row_give_the_test_of_rows(lost: int, gained: int) -> None:
+    ahead = np.array([1] * gained + [-1] * lost + [0] * 5)
+    expected = mcnemar_of_rows([[0, gained], [lost, 0]], exact=True).pvalue if lost + gained else 1
+    assert mcnemar(ahead) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_a_clusters_rows_change_sides_together() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        ahead = random.integers(-4, 6, 11)
+        every_sign = permutation_test((ahead,), np.sum, permutation_type="samples", n_resamples=1 << 11)
+        assert mcnemar(ahead) == pytest.approx(min(1, every_sign.pvalue))
+
+
+def test_copies_of_a_text_are_no_evidence() -> None:
+    first, second = rows("a" * 40), rows("b" * 30 + "a" * 10)
+    once = paired(first, second, Bootstrap(50, 0.95, 1, np.arange(40) // 10))
+    assert (once.only_first, once.only_second) == (30, 0)
+    assert once.p_value == pytest.approx(2 * 0.5**3)  # three clusters of ten: three coins
+    assert paired(first, second, alone(40)).p_value < 1e-8
+
+
+def test_many_clusters_are_nearly_normal() -> None:
+    ahead = np.random.default_rng(1).integers(-46, 47, 30_000)
+    distance = abs(ahead.sum()) / np.sqrt((ahead**2).sum())
+    assert 0.01 < mcnemar(ahead) < 0.99
+    assert mcnemar(ahead) == pytest.approx(2 * norm.sf(distance), abs=1e-3)
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    random = np.random.default_rng(2)
+    for count in (0, 1, 2, 7):
+        given = random.uniform(0, 0.4, count)
+        expected = multipletests(given, method="holm")[1] if count else []
+        assert holm(list(given)) == pytest.approx(list(expected))
 
 
 def test_equal_answers_do_not_differ() -> None:

@@ -216,13 +216,18 @@ def test_classes_are_a_line_each_with_their_counts(pages: Path) -> None:
 
 def test_a_comparison_says_how_far_each_model_is_ahead(pages: Path) -> None:
     record = json.loads((pages / "compare" / "compare.json").read_text())
-    first, _, last = record["models"]
+    first, middle, last = record["models"]
     assert first["minus_first"] is None
     gain = last["minus_first"]["differences"][0]["interval"]
     both = [model["judged"]["headlines"]["accuracy"]["value"] for model in (last, first)]
     assert gain["value"] == pytest.approx(both[0] - both[1])
     assert 0 < gain["low"] < gain["high"]
     assert last["minus_first"]["p_value"] < 0.001
+    smaller, larger = sorted(
+        (model["minus_first"] for model in (middle, last)), key=lambda pair: pair["p_value"]
+    )
+    assert smaller["holm_p_value"] == pytest.approx(2 * smaller["p_value"])
+    assert larger["holm_p_value"] == pytest.approx(max(larger["p_value"], 2 * smaller["p_value"]))
     with (pages / "compare" / "differences.csv").open(newline="") as source:
         assert float(list(csv.DictReader(source))[1]["accuracy"]) == pytest.approx(gain["value"])
 

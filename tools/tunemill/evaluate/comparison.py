@@ -17,7 +17,7 @@ from tunemill.evaluate.config import EvaluateConfig
 from tunemill.evaluate.evaluate import as_record, judge
 from tunemill.evaluate.figures import Figure, FreeAnswers, Judged, Paired
 from tunemill.evaluate.page import Listing, Page, Picture, Section, Tile, Words
-from tunemill.evaluate.paired import in_order, paired
+from tunemill.evaluate.paired import holm, in_order, paired
 from tunemill.evaluate.plots import Mark, Row
 from tunemill.evaluate.predictions import Predictions
 from tunemill.evaluate.report import origin, write_page
@@ -26,8 +26,8 @@ from tunemill.files import write_json
 from tunemill.progress import Progress
 
 SEVERAL_TESTS = (
-    "Each p-value stands for itself: among many models some are small by chance, so decide beforehand which "
-    "comparison counts."
+    "Among many models some p-values are small by chance. Holm's p counts how many were compared; if one "
+    "comparison was decided on beforehand, McNemar's own is its p."
 )
 
 
@@ -75,18 +75,25 @@ def compare(
 def write_comparison(output: Path, models: Sequence[Compared], command: str) -> dict[str, Any]:
     """Write compare.html, compare.json, compare.tex and CSV files; return what compare.json holds."""
     score = models[0].judged.headlines[0].name
-    record = {"score": score, "models": [_record(one) for one in models], "command": command}
+    adjusted = [None, *_holm(models)]
+    described = [_record(*one) for one in zip(models, adjusted, strict=True)]
+    record = {"score": score, "models": described, "command": command}
     write_page(output, "compare", comparison_page(models, command))
     write_json(output / "compare.json", record)
     return record
 
 
-def _record(one: Compared) -> dict[str, Any]:
+def _holm(models: Sequence[Compared]) -> list[float]:
+    """Return Holm's p-value of each model but the first."""
+    return holm([one.paired.p_value for one in models if one.paired])
+
+
+def _record(one: Compared, holm_p_value: float | None) -> dict[str, Any]:
     return {
         "name": one.name,
         "predictions": one.provenance["reference"],
         "judged": as_record(one.judged),
-        "minus_first": asdict(one.paired) if one.paired else None,
+        "minus_first": asdict(one.paired) | {"holm_p_value": holm_p_value} if one.paired else None,
     }
 
 
@@ -151,12 +158,14 @@ def _differences(models: Sequence[Compared]) -> Section:
     title = f"Difference in {first.judged.headlines[0].title.lower()}"
     picture = Picture(plots.rows("differences-plot", title, bars, plots.around_zero(ends)))
     shown = [figure for figure in _common(models) if all(_gain(pair, figure.name) for _, pair in others)]
+    several = (Column("holm_p_value", "Holm's p", NUMBER),) if len(others) > 1 else ()
     columns = (
         Column("model", "Model", NAME),
         *(Column(figure.name, figure.title, _kind_of_gain(figure.name)) for figure in shown),
         Column("only_first", "Only it right", COUNT),
         Column("only_second", f"Only {first.name} right", COUNT),
         Column("p_value", "McNemar's p", NUMBER),
+        *several,
     )
     lines = tuple(
         (
@@ -165,14 +174,15 @@ def _differences(models: Sequence[Compared]) -> Section:
             pair.only_first,
             pair.only_second,
             pair.p_value,
+            *([adjusted] if several else []),
         )
-        for one, pair in others
+        for (one, pair), adjusted in zip(others, _holm(models), strict=True)
     )
     told = f"Each model minus {first.name}, in points where the figure is a share."
     blocks = (picture, Listing(Table("differences", told, columns, lines)))
     said = (
         Words(sections.MCNEMAR, soft=True),
-        *([Words(SEVERAL_TESTS, soft=True)] if len(others) > 1 else []),
+        *([Words(SEVERAL_TESTS, soft=True)] if several else []),
     )
     return Section("differences", f"Beside {first.name}", (*blocks, *said))
 

@@ -245,7 +245,7 @@ class Paired:
     """Rows that the first alone has right."""
     only_second: int
     p_value: float
-    """McNemar's exact test that both are right equally often; takes rows as independent."""
+    """McNemar's exact test that both are right equally often; rows of one cluster change sides together."""
 
 
 @dataclass(frozen=True)

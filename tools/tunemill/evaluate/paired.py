@@ -2,7 +2,8 @@
 
 Differences are resampled in pairs: both meet the same resamples of rows. McNemar's exact test
 (McNemar 1947) asks whether the rows that only one has right are split evenly between them; a row is
-right if it has the true label, the whole true set, or the true answer.
+right if it has the true label, the whole true set, or the true answer. Rows of one cluster change
+sides together, since they are no more independent here than in the resamples.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def compared(
 ) -> Paired:
     """Compare two predictions of the same rows in the same order, whose figures are known."""
     one, two = right(first), right(second)
-    only_first, only_second = int((one & ~two).sum()), int((two & ~one).sum())
+    ahead = np.bincount(bootstrap.clusters, one.astype(np.intp) - two).astype(np.intp)
     gains = {
         name: Measure(own.value - other.value, own.resampled - other.resampled)
         for name, own in measured[0].items()
@@ -84,9 +85,9 @@ def compared(
     return Paired(
         rows=len(first),
         differences=headlines(gains, bootstrap),
-        only_first=only_first,
-        only_second=only_second,
-        p_value=_mcnemar(only_first, only_second),
+        only_first=int((one & ~two).sum()),
+        only_second=int((two & ~one).sum()),
+        p_value=mcnemar(ahead),
     )
 
 
@@ -104,11 +105,38 @@ def right(predictions: Predictions) -> npt.NDArray[np.bool_]:
     return same
 
 
-def _mcnemar(only_first: int, only_second: int) -> float:
-    from scipy.stats import binomtest
+def mcnemar(ahead: npt.NDArray[np.intp]) -> float:
+    """Return the two-sided p-value of McNemar's exact test over clusters.
 
-    apart = only_first + only_second
-    return float(binomtest(only_first, apart).pvalue) if apart else 1.0
+    ``ahead`` is ``(clusters,)``: rows that the first alone has right minus those of the second. If neither
+    were better, each cluster would be as likely ahead for one as for the other, so the sum is compared with
+    those of all choices of signs (Fisher 1935, "The Design of Experiments", section 21). With clusters of
+    one row these are the sides of fair coins: McNemar's test in its binomial form.
+    """
+    from scipy.signal import convolve
+    from scipy.stats import binom
+
+    total, observed = int(abs(ahead).sum()), abs(int(ahead.sum()))
+    chances = np.ones(1)  # of the rows that fall to the first
+    for size, count in zip(*np.unique(abs(ahead[ahead != 0]), return_counts=True), strict=True):
+        of_this_size = np.zeros(size * count + 1)
+        of_this_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = convolve(chances, of_this_size)
+    sums = abs(2 * np.arange(total + 1) - total)
+    return float(np.clip(chances[sums >= observed].sum(), 0, 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values that count how many comparisons there are, in the order given.
+
+    Of those under a bound, the chance that any is wrong is under that bound too, however they depend on
+    each other: Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    order = np.argsort(p_values, kind="stable")
+    raised = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(raised, 1)
+    return [float(p) for p in adjusted]
 
 
 def in_order(first: Predictions, second: Predictions) -> Predictions:

@@ -110,7 +110,8 @@ PAIRED = (
 )
 MCNEMAR = (
     "Differences are resampled in pairs, the same rows for both. McNemar's exact test asks whether the rows "
-    "that only one has right fall on both sides equally often; it takes rows as independent."
+    "that only one has right fall on both sides equally often; rows that belong together change sides "
+    "together."
 )
 
 
