@@ -144,6 +144,25 @@ def test_damaged_predictions_are_refused(rows: Any, write_inputs: Make, make_wor
         evaluate(make_work(inputs))
 
 
+def test_a_column_of_another_type_is_refused(rows: Any, write_inputs: Make, make_work: Make) -> None:
+    path = write_inputs(rows) / "predictions" / "predictions.parquet"
+    table = pyarrow.parquet.read_table(path)
+    place = table.column_names.index("label")
+    wrong = table.set_column(place, "label", pyarrow.array([["files"]] * len(rows)))
+    pyarrow.parquet.write_table(wrong, path)
+    with pytest.raises(BadDataError, match=r"predictions.parquet cannot be read .*run infer again") as caught:
+        read_predictions(path.parent)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_of_many_rows_is_in_memory_once(rows: Any, write_inputs: Make) -> None:
+    for row in rows:
+        row["text"] = "what is rated on many dimensions"
+    texts = read_predictions(write_inputs(rows) / "predictions").texts
+    assert len(texts) == 30
+    assert len({id(text) for text in texts}) == 1
+
+
 def test_clusters_are_rows_when_the_data_does_not_know_them(rows: Any, write_inputs: Make) -> None:
     inputs = write_inputs(rows)
     (inputs / "data" / "test.parquet").unlink()

@@ -35,6 +35,13 @@ def test_rows_are_read_as_they_are(tmp_path: Path) -> None:
     assert given.errors == (None, None, "no answer")
 
 
+def test_a_text_of_many_rows_is_in_memory_once(tmp_path: Path) -> None:
+    path = table(tmp_path, "true,said,words\n" + "9,10,one text of many rows\n" * 50)
+    texts = read_csv(path, Columns("true", "said", text="words"), Answers()).texts
+    assert len(texts) == 50
+    assert len({id(text) for text in texts}) == 1
+
+
 def test_a_text_may_have_several_labels(tmp_path: Path) -> None:
     path = table(tmp_path, "true,said\nlaw; health,health;law\nlaw,\n")
     given = read_csv(path, PLAIN, Answers(separator="; "))

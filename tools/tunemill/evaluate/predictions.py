@@ -6,11 +6,12 @@ predicted column. Both give the same ``Predictions``; everything after knows onl
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,12 @@ import numpy.typing as npt
 from tunemill.errors import BadDataError
 from tunemill.task import Task, read_task
 
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
 FILE = "predictions.parquet"
-COLUMNS = ("id", "text", "label", "gold", "probabilities", "error")
+ROWS_AT_ONCE = 1 << 14
 
 Sets = tuple[tuple[str, ...] | None, ...]
 
@@ -155,50 +160,65 @@ def _read(directory: Path) -> Predictions:
     import pyarrow
     import pyarrow.parquet
 
-    path = directory / FILE
     task = read_task(directory)
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        with pyarrow.parquet.ParquetFile(directory / FILE) as source:
+            return _collect(source, task)
+    except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise BadDataError(f"{FILE} cannot be read ({reason}): run infer again") from error
-    needed = (*COLUMNS, *(("labels", "golds") if task.form == "labels" else ()))
-    needed = (*needed, *(("item", "dimension") if task.dimensions else ()))
-    if absent := [name for name in needed if name not in table.column_names]:
-        raise BadDataError(f"{FILE} lacks the column {absent[0]}: run infer again")
-    columns = {name: tuple(table[name].to_pylist()) for name in needed}
-    pruned = table["pruned"].to_pylist() if "pruned" in table.column_names else []
-    return replace(
-        _predictions(task, columns), most_pruned=max((share for share in pruned if share), default=0.0)
-    )
 
 
-def _predictions(task: Task, columns: Mapping[str, tuple[Any, ...]]) -> Predictions:
+def _collect(source: pyarrow.parquet.ParquetFile, task: Task) -> Predictions:
+    """Read some rows at a time; equal texts become one object, such as one rated on 46 dimensions."""
+    import pyarrow
+
     several = task.form == "labels"
+    texts = ("id", "text", "label", "gold", "error", *(("item", "dimension") if task.dimensions else ()))
+    lists = ("labels", "golds") if several else ()
+    there = source.schema_arrow.names
+    if absent := [name for name in (*texts, *lists, "probabilities") if name not in there]:
+        raise BadDataError(f"{FILE} lacks the column {absent[0]}: run infer again")
+    columns: dict[str, list[Any]] = {name: [] for name in (*texts, *lists)}
+    shares, most_pruned = [np.zeros((0, len(task.labels)))], 0.0
+    for batch in source.iter_batches(ROWS_AT_ONCE):
+        for name in texts:
+            given = batch[name].cast(pyarrow.string()).to_pylist()
+            columns[name] += (text and sys.intern(text) for text in given)
+        for name in lists:
+            columns[name] += (tuple(labels or ()) for labels in batch[name].to_pylist())
+        shares.append(_matrix(batch["probabilities"], len(task.labels)))
+        if "pruned" in there:
+            most_pruned = max([most_pruned, *filter(None, batch["pruned"].to_pylist())])
+    probabilities = np.concatenate(shares)
+    answers = zip(columns["label"], columns["labels"], strict=True) if several else ()
     return Predictions(
         task,
-        columns["id"],
+        tuple(columns["id"]),
         tuple(text or "" for text in columns["text"]),
-        columns["gold"],
-        columns["label"],
-        columns["error"],
-        _matrix(columns["probabilities"], len(task.labels)),
-        gold_sets=tuple(tuple(labels or ()) for labels in columns["golds"]) if several else (),
-        answer_sets=tuple(
-            None if answer is None else tuple(labels or ())
-            for answer, labels in zip(columns["label"], columns["labels"], strict=True)
-        )
-        if several
-        else (),
-        items=columns["item"] if task.dimensions else (),
-        dimensions=columns["dimension"] if task.dimensions else (),
+        tuple(columns["gold"]),
+        tuple(columns["label"]),
+        tuple(columns["error"]),
+        probabilities if probabilities.any() else None,
+        gold_sets=tuple(columns["golds"]) if several else (),
+        answer_sets=tuple(None if answer is None else labels for answer, labels in answers),
+        items=tuple(columns.get("item", ())),
+        dimensions=tuple(columns.get("dimension", ())),
+        most_pruned=most_pruned,
     )
 
 
-def _matrix(rows: Sequence[Sequence[float] | None], width: int) -> npt.NDArray[np.float64] | None:
-    if not any(rows):
-        return None
-    wrong = next((len(row) for row in rows if row and len(row) != width), None)
-    if wrong is not None:
-        raise BadDataError(f"{FILE} has {wrong} probabilities in a row, the task {width} labels")
-    return np.array([row or [0.0] * width for row in rows], dtype=np.float64)
+def _matrix(column: pyarrow.Array, width: int) -> npt.NDArray[np.float64]:
+    """Return ``(rows, width)`` probabilities, zeros where a row has none."""
+    import pyarrow
+    import pyarrow.compute
+
+    shares = column.cast(pyarrow.list_(pyarrow.float64()))
+    counts = pyarrow.compute.list_value_length(shares).fill_null(0).to_numpy(zero_copy_only=False)
+    wrong = counts[(counts > 0) & (counts != width)]
+    if wrong.size:
+        raise BadDataError(f"{FILE} has {wrong[0]} probabilities in a row, the task {width} labels")
+    matrix = np.zeros((len(counts), width))
+    if (counts > 0).any():
+        matrix[counts > 0] = shares.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    return matrix
