@@ -6,6 +6,7 @@ so the figures stand side by side. Where texts are rated on several dimensions, 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tunemill.errors import BadDataError
-from tunemill.evaluate.predictions import Predictions
+from tunemill.evaluate.predictions import ROWS_AT_ONCE, Predictions
 from tunemill.task import Task
 
 Labels = tuple[str, ...]
@@ -60,16 +61,22 @@ def read_training(data: Path, task: Task) -> Training:
         return Training()
     column = "labels" if task.form == "labels" else "label"
     wanted = ["text", column, *(["dimension"] if task.dimensions else [])]
+    kept = []
     try:
-        rows = pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as source:
+            for batch in source.iter_batches(ROWS_AT_ONCE, columns=wanted):
+                kept += [
+                    (sys.intern(row["text"]), row[column], row.get("dimension"))
+                    for row in batch.to_pylist()
+                    if row["text"] and row[column]
+                ]
     except (pyarrow.ArrowInvalid, OSError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise BadDataError(f"train.parquet cannot be read ({reason}): run prepare again") from error
-    kept = [row for row in rows if row["text"] and row[column]]
     return Training(
-        tuple(row["text"] for row in kept),
-        tuple((row[column],) if column == "label" else tuple(row[column]) for row in kept),
-        tuple(row.get("dimension") for row in kept),
+        tuple(text for text, _, _ in kept),
+        tuple((answer,) if column == "label" else tuple(answer) for _, answer, _ in kept),
+        tuple(dimension for _, _, dimension in kept),
     )
 
 
