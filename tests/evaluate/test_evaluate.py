@@ -155,6 +155,14 @@ def test_a_column_of_another_type_is_refused(rows: Any, write_inputs: Make, make
     assert "\n" not in str(caught.value)
 
 
+def test_data_without_a_column_is_refused(rows: Any, write_inputs: Make, make_work: Make) -> None:
+    inputs = write_inputs(rows)
+    path = inputs / "data" / "test.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).drop_columns(["group"]), path)
+    with pytest.raises(BadDataError, match=r"test.parquet lacks the column group: run prepare again"):
+        evaluate(make_work(inputs))
+
+
 def test_a_text_of_many_rows_is_in_memory_once(rows: Any, write_inputs: Make) -> None:
     for row in rows:
         row["text"] = "what is rated on many dimensions"

@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from tunemill.errors import BadDataError
 from tunemill.evaluate.bootstrap import Bootstrap
 from tunemill.evaluate.metrics import measures
-from tunemill.evaluate.paired import TITLES, holm, mcnemar, paired
+from tunemill.evaluate.paired import LEAST_P, TITLES, holm, mcnemar, paired
 from tunemill.evaluate.predictions import Predictions
 from tunemill.task import Task
 
@@ -49,7 +49,7 @@ def test_counts_and_p_value_of_a_published_table() -> None:
 def test_clusters_of_one_row_give_the_test_of_rows(lost: int, gained: int) -> None:
     ahead = np.array([1] * gained + [-1] * lost + [0] * 5)
     expected = mcnemar_of_rows([[0, gained], [lost, 0]], exact=True).pvalue if lost + gained else 1
-    assert mcnemar(ahead) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert mcnemar(ahead) == pytest.approx(expected, rel=1e-9, abs=0)
 
 
 def test_a_clusters_rows_change_sides_together() -> None:
@@ -73,6 +73,12 @@ def test_many_clusters_are_nearly_normal() -> None:
     distance = abs(ahead.sum()) / np.sqrt((ahead**2).sum())
     assert 0.01 < mcnemar(ahead) < 0.99
     assert mcnemar(ahead) == pytest.approx(2 * norm.sf(distance), abs=1e-3)
+
+
+def test_rounding_is_no_evidence() -> None:
+    every_size = np.arange(1, 200)  # all ahead for the first: 2 of 2 ** 199 choices of signs
+    assert mcnemar(every_size) == LEAST_P
+    assert mcnemar(np.full(199, 3)) == pytest.approx(2 * 0.5**199, rel=1e-9, abs=0)
 
 
 def test_holm_is_that_of_statsmodels() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from tunemill.errors import BadDataError
-from tunemill.evaluate.predictions import ROWS_AT_ONCE, Predictions
+from tunemill.evaluate.predictions import Predictions
+from tunemill.evaluate.prepared import read_rows
 from tunemill.task import Task
 
 Labels = tuple[str, ...]
@@ -53,26 +54,16 @@ def read_training(data: Path, task: Task) -> Training:
     Raises:
         BadDataError: the file is damaged.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     path = data / "train.parquet"
     if not task.labels or not path.exists():
         return Training()
     column = "labels" if task.form == "labels" else "label"
     wanted = ["text", column, *(["dimension"] if task.dimensions else [])]
-    kept = []
-    try:
-        with pyarrow.parquet.ParquetFile(path) as source:
-            for batch in source.iter_batches(ROWS_AT_ONCE, columns=wanted):
-                kept += [
-                    (sys.intern(row["text"]), row[column], row.get("dimension"))
-                    for row in batch.to_pylist()
-                    if row["text"] and row[column]
-                ]
-    except (pyarrow.ArrowInvalid, OSError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BadDataError(f"train.parquet cannot be read ({reason}): run prepare again") from error
+    kept = [
+        (sys.intern(row["text"]), row[column], row.get("dimension"))
+        for row in read_rows(path, wanted)
+        if row["text"] and row[column]
+    ]
     return Training(
         tuple(text for text, _, _ in kept),
         tuple((answer,) if column == "label" else tuple(answer) for _, answer, _ in kept),

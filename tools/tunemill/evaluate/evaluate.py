@@ -23,7 +23,8 @@ from tunemill.evaluate.calibration import calibration
 from tunemill.evaluate.config import EvaluateConfig
 from tunemill.evaluate.figures import Baseline, Classification, FreeAnswers, Judged, SeveralLabels
 from tunemill.evaluate.paired import compared, headlines, measures
-from tunemill.evaluate.predictions import ROWS_AT_ONCE, Predictions, read_corpus, read_predictions
+from tunemill.evaluate.predictions import Predictions, read_corpus, read_predictions
+from tunemill.evaluate.prepared import read_rows
 from tunemill.evaluate.prevalence import prevalences
 from tunemill.evaluate.ratings import ratings
 from tunemill.progress import Progress
@@ -114,23 +115,14 @@ def read_clusters(data: Path, predictions: Predictions) -> npt.NDArray[np.intp]:
     Raises:
         BadDataError: a data file is damaged.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     groups: dict[tuple[str, str], int] = {}
     asked = list(zip(predictions.ids, predictions.texts, strict=True))  # splits may share ids, not both
     wanted = {one: one for one in asked}
     for path in sorted(data.glob("*.parquet")):
         found: dict[tuple[str, str], int] = {}
-        try:
-            with pyarrow.parquet.ParquetFile(path) as source:
-                for batch in source.iter_batches(ROWS_AT_ONCE, columns=["id", "text", "group"]):
-                    for row in batch.to_pylist():
-                        if one := wanted.get((row["id"], row["text"] or "")):
-                            found[one] = row["group"]
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            reason = str(error).partition("\n")[0]
-            raise BadDataError(f"{path.name} cannot be read ({reason}): run prepare again") from error
+        for row in read_rows(path, ("id", "text", "group")):
+            if one := wanted.get((row["id"], row["text"] or "")):
+                found[one] = row["group"]
         if len(found) == len(wanted):
             groups = found
     items = predictions.items or predictions.ids

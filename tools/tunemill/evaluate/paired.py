@@ -37,6 +37,9 @@ TITLES = {
 }
 """The headline figures in their order: by key, for people. The first that a form has is its main one."""
 
+LEAST_P = 1e-12
+"""More than what rounding leaves where probabilities are convolved by Fourier transforms."""
+
 FORMS = {"label": metrics.measures, "labels": several.measures, "text": answers.measures}
 
 
@@ -111,19 +114,22 @@ def mcnemar(ahead: npt.NDArray[np.intp]) -> float:
     ``ahead`` is ``(clusters,)``: rows that the first alone has right minus those of the second. If neither
     were better, each cluster would be as likely ahead for one as for the other, so the sum is compared with
     those of all choices of signs (Fisher 1935, "The Design of Experiments", section 21). With clusters of
-    one row these are the sides of fair coins: McNemar's test in its binomial form.
+    one row these are the sides of fair coins: McNemar's test in its binomial form. With clusters of several
+    sizes no p below ``LEAST_P`` is told.
     """
     from scipy.signal import convolve
     from scipy.stats import binom
 
     total, observed = int(abs(ahead).sum()), abs(int(ahead.sum()))
     chances = np.ones(1)  # of the rows that fall to the first
-    for size, count in zip(*np.unique(abs(ahead[ahead != 0]), return_counts=True), strict=True):
+    sizes, counts = np.unique(abs(ahead[ahead != 0]), return_counts=True)
+    for size, count in zip(sizes, counts, strict=True):
         of_this_size = np.zeros(size * count + 1)
         of_this_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
         chances = convolve(chances, of_this_size)
     sums = abs(2 * np.arange(total + 1) - total)
-    return float(np.clip(chances[sums >= observed].sum(), 0, 1))
+    least = LEAST_P if len(sizes) > 1 else 0
+    return float(np.clip(chances[sums >= observed].sum(), least, 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunemill.errors import BadDataError
+from tunemill.evaluate.prepared import ROWS_AT_ONCE
 from tunemill.task import Task, read_task
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 FILE = "predictions.parquet"
-ROWS_AT_ONCE = 1 << 14
 
 Sets = tuple[tuple[str, ...] | None, ...]
 
